@@ -1,0 +1,72 @@
+"""AR -> diffusion: keep every weight of an autoregressive model, change what it is fed and what it may see.
+
+    python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
+
+Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is the
+process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that either
+process needs (EOS, PAD, MASK, sentinels) was reserved before AR pretraining, so the embedding fits as it is.
+"""
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoint import build_model, describe, find_checkpoint, load_checkpoint, save_checkpoint, tokenizer_of
+from config import check, one_of, parse, run
+from diffusion import Uniform
+from model import INPUTS_ATTENTION
+
+
+def transfer(checkpoint, process):
+    """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
+
+    report: one (name, shape, number of values) per tensor carried over. Raises UserError if `checkpoint` is not autoregressive,
+    lacks a tensor or has one too many, or if the logits under the causal pattern are not bit-identical afterwards.
+    """
+    name = checkpoint["process"]["name"]
+    check(name == "ar", f"this is a {name!r} checkpoint already; only autoregressive ones are converted (train_diff.py continues it)")
+    dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
+    converted = {k: v for k, v in checkpoint.items() if k not in dropped}
+    converted |= {"model": dict(checkpoint["model"]), "process": describe(process), "step": 0,
+                  "history": [*checkpoint["history"], f"ar, {checkpoint['step']} steps on {checkpoint['config']['data']}"]}
+    before, after = causal_logits(checkpoint), causal_logits(converted)
+    check(torch.equal(before, after), "the logits under the causal pattern changed: the weights were not carried over exactly")
+    report = [(name, tuple(tensor.shape), tensor.numel()) for name, tensor in converted["model"].items()]
+    return converted, report
+
+
+@torch.no_grad()
+def causal_logits(checkpoint):
+    """Return the logits (2, 16, V) that a checkpoint's weights give fixed random tokens under the AR pattern."""
+    model = build_model(checkpoint).eval()  # strict: every tensor is accounted for
+    tokens = torch.randint(checkpoint["shape"]["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
+    return model.decode(tokens[:, 8:], model.encode(tokens[:, :8], attention="causal"), "causal")
+
+
+@dataclass
+class Config:
+    source: str  # AR checkpoint: a .pt file or the out_dir of a run
+    target: str  # the diffusion checkpoint to write
+    inputs_attention: str = "bidirectional"  # causal, bidirectional or full
+    n_unroll: int = 2  # recorded for train_diff.py's sake; see there
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
+    target = Path(config.target) if config.target.endswith(".pt") else Path(config.target) / "ckpt.pt"
+    check(not target.exists(), f"{target} exists; it is not overwritten")
+    checkpoint = load_checkpoint(config.source)
+    process = Uniform(tokenizer_of(checkpoint).n_noise, config.n_unroll, inputs_attention=config.inputs_attention)
+    converted, report = transfer(checkpoint, process)
+    for name, shape, n in report:
+        print(f"  copied  {name:34s} {str(shape):14s} {n:12,d}")
+    print(f"{len(report)} tensors, {sum(n for _, _, n in report):,} values: all copied, none added, none left over")
+    print("logits under the causal pattern: bit-identical")
+    print(f"attention of inputs {checkpoint['process']['inputs_attention']} -> {process.inputs_attention}, of targets causal -> bidirectional")
+    save_checkpoint(target, converted)
+    print(f"wrote {target}, from {find_checkpoint(config.source)}; continue with: python train_diff.py --init_from={target}")
+
+
+if __name__ == "__main__":
+    run(main)

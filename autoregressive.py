@@ -1,0 +1,79 @@
+"""The autoregressive factorisation: p(x0 | inputs) = product over i of p(x0_i | x0_<i, inputs). Loss and decoding.
+
+It has the same shape as the diffusion processes in diffusion.py: loss(model, batch, noise) and decode(...), a generator of drafts.
+"""
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Losses(NamedTuple):
+    """total: the scalar to differentiate. per_sequence (B,): cross-entropy in nats per target token. t (B,): noise level, or None."""
+    total: torch.Tensor
+    per_sequence: torch.Tensor
+    t: torch.Tensor | None
+
+
+def cross_entropy(logits, x0):
+    """Return -log p(x0) per position in nats: logits (B, T, V), x0 (B, T) -> (B, T), in fp32 whatever the logits are."""
+    return F.cross_entropy(logits.float().flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
+
+
+@dataclass
+class Autoregressive:
+    """Predict each target token from the inputs and the targets before it."""
+    start: int  # id fed at the first target slot
+    eos: int
+    pad: int
+    inputs_attention: str = "causal"
+    name = "ar"
+
+    def feed(self, x0):
+        """Return [start, x0[:-1]]: slot i reads the token before the one it predicts."""
+        return F.pad(x0[:, :-1], (1, 0), value=self.start)
+
+    def loss(self, model, batch, noise):
+        """Cross-entropy over all B * T target positions, PAD after EOS included (so a micro-batch mean is a batch mean)."""
+        context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
+        logits = model.decode(self.feed(batch.targets), context, "causal")               # (B, T, V)
+        per_sequence = cross_entropy(logits, batch.targets).mean(dim=1)                  # (B,)
+        return Losses(per_sequence.mean(), per_sequence.detach(), None)
+
+    @torch.no_grad()
+    def decode(self, model, batch, noise, temperature=0.0, top_k=0, n_samples=1):
+        """Yield drafts (B, T), one token longer each, PAD to the right; stop when every row has reached EOS.
+
+        T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps the whole vocabulary.
+        n_samples > 1 draws that many in parallel for each input and keeps the likeliest, as the diffusion decoder does.
+        """
+        context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention).repeat(n_samples)
+        noise = noise.split(n_samples)
+        B, T = batch.targets.shape
+        draft = torch.full((B * n_samples, T), self.pad, device=batch.targets.device)
+        drafts, score = [], torch.zeros(B * n_samples, device=draft.device)
+        token = torch.full_like(draft[:, :1], self.start)
+        done = torch.zeros_like(draft[:, 0], dtype=torch.bool)
+        for i in range(T):
+            logits = model.decode(token, context, "causal", extend=True)                 # (B, 1, V)
+            if top_k:
+                kth = logits.topk(min(top_k, logits.size(-1))).values[..., -1:]
+                logits = logits.masked_fill(logits < kth, -torch.inf)
+            token = noise.categorical(logits, temperature)                               # (B, 1)
+            token = torch.where(done[:, None], self.pad, token)
+            score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
+            draft[:, i] = token[:, 0]
+            done |= token[:, 0] == self.eos
+            drafts.append(draft.clone())
+            if done.all():
+                break
+        yield from best_of(drafts, score, n_samples)
+
+
+def best_of(drafts, score, n_samples):
+    """Yield each draft (B * n_samples, T) as (B, T), keeping for every input the sample with the lowest score (B * n_samples,)."""
+    best = score.view(-1, n_samples).argmin(dim=1)                                       # (B,)
+    rows = torch.arange(len(best), device=best.device) * n_samples + best
+    for draft in drafts:
+        yield draft[rows]

@@ -1,0 +1,90 @@
+"""One writer and one reader of checkpoints: plain tensors and primitives, nothing that could run code when loaded.
+
+A checkpoint holds: model (state dict), shape (constructor arguments of the Transformer), process (its name and options), tokenizer
+(name and hash), input_len, target_len, step, config (all flags), history (the files it descends from); and, to resume, optimizer.
+"""
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from autoregressive import Autoregressive
+from config import UserError, check
+from data.tokenizer import load_tokenizer
+from diffusion import PROCESSES
+from model import Transformer
+
+FORMAT = "ar2diff-1"
+
+
+def save_checkpoint(path, checkpoint):
+    """Write to a temporary file, flush it to the disk, rename: whenever this is killed, `path` is the old file or the new one."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **checkpoint}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error}; free some space or choose another --out_dir") from error
+
+
+def find_checkpoint(path):
+    """Return the file: `path` itself, or ckpt.pt in it if it is the out_dir of a run."""
+    path = Path(path)
+    file = path / "ckpt.pt" if path.is_dir() else path
+    check(file.is_file(), f"no checkpoint at {file}; give the .pt file or the out_dir of a run")
+    return file
+
+
+def load_checkpoint(path, device="cpu"):
+    """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file; never runs code from it."""
+    file = find_checkpoint(path)
+    try:
+        checkpoint = torch.load(file, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file} is truncated or no checkpoint ({str(error).splitlines()[0]}); use an older one") from error
+    check(isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT,
+          f"{file} was not written by this project (no format {FORMAT!r} in it)")
+    return checkpoint
+
+
+def build_model(checkpoint, device="cpu", dropout=0.0):
+    """Return the Transformer of a checkpoint with its weights; strict: a missing, extra or misshapen tensor is a UserError."""
+    model = Transformer(**checkpoint["shape"], dropout=dropout)
+    try:
+        model.load_state_dict(checkpoint["model"], strict=True)
+    except RuntimeError as error:
+        raise UserError("the checkpoint's tensors do not fit its model: " + " ".join(str(error).split())) from error
+    return model.to(device)
+
+
+def tokenizer_of(checkpoint):
+    """Return the tokenizer a checkpoint was trained with, checked by its hash: other ids would make every output noise."""
+    name, digest = checkpoint["tokenizer"]["name"], checkpoint["tokenizer"]["hash"]
+    tokenizer = load_tokenizer(name)
+    check(tokenizer.hash == digest,
+          f"tokenizer mismatch: the checkpoint was trained with {name!r} of hash {digest}, here {name!r} has {tokenizer.hash}")
+    return tokenizer
+
+
+PROCESS_CLASSES = {cls.name: cls for cls in (Autoregressive, *PROCESSES.values())}
+
+
+def describe(process):
+    """Return a process as primitives: its name and its options, the attention pattern of the inputs among them."""
+    return {"name": process.name, **asdict(process)}
+
+
+def process_of(checkpoint):
+    """Return the process (an Autoregressive or one of diffusion.py) that a checkpoint was trained with."""
+    options = dict(checkpoint["process"])
+    return PROCESS_CLASSES[options.pop("name")](**options)

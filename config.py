@@ -1,0 +1,101 @@
+"""A dataclass becomes a command line: typed, with -h, and with one clear line for every mistake.
+
+    @dataclass
+    class Config:
+        steps: int = 1000  # optimizer steps        <- the comment is the text that -h shows
+    config = parse(Config)
+
+Flags are written --steps=10 or --steps 10, with underscores or dashes. A field without a default is a positional argument.
+"""
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+import typing
+
+
+class UserError(Exception):
+    """A mistake of the user's. The message says what is wrong, where, and what to do; scripts print it and exit with 2."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} ({self.prog} -h lists the flags)")
+
+
+def _bool(text):
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() in ("true", "1", "yes")
+
+
+def _help_texts(cls):
+    """Return {field name: trailing comment} from the source of a dataclass and its parents."""
+    texts = {}
+    for parent in reversed(cls.__mro__[:-1]):
+        for name, text in re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(parent), re.MULTILINE):
+            texts[name] = text.replace("%", "%%")
+    return texts
+
+
+def parse(cls, argv=None):
+    """Build a `cls` from command-line words (default: those of this process).
+
+    Raises UserError for an unknown flag (naming the nearest), a missing argument or a value of the wrong type.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    module = sys.modules[cls.__module__]
+    parser = _Parser(prog=f"python {inspect.getfile(cls).rsplit('/', 1)[-1]}", allow_abbrev=False,
+                     description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    texts = _help_texts(cls)
+    for field in dataclasses.fields(cls):
+        positional = field.default is dataclasses.MISSING
+        kind = typing.get_args(field.type)[0] if typing.get_args(field.type) else field.type  # int | None -> int
+        kind = _bool if kind is bool else kind
+        help_text = texts.get(field.name, "") + ("" if positional else f" (default: {field.default!r})")
+        if positional:
+            parser.add_argument(field.name, type=kind, help=help_text)
+        elif kind is _bool:
+            parser.add_argument(f"--{field.name}", type=kind, nargs="?", const=True, default=field.default, help=help_text)
+        else:
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text)
+    words = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        flag = unknown[0].split("=")[0]
+        names = [f"--{field.name}" for field in dataclasses.fields(cls)]
+        nearest = difflib.get_close_matches(flag, names, n=1, cutoff=0.5)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise UserError(f"unknown argument {flag!r}{hint} ({parser.prog} -h lists the flags)")
+    return cls(**vars(namespace))
+
+
+def check(condition, message):
+    """Raise UserError(message) unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def one_of(name, value, choices):
+    """Return `value` if it is among the choices, else raise a UserError that lists them and names the nearest."""
+    nearest = difflib.get_close_matches(str(value), list(choices), n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    check(value in choices, f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
+    return value
+
+
+def run(main):
+    """Call a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(_fail(f"error: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("interrupted", 130))
+
+
+def _fail(message, code):
+    print(message, file=sys.stderr)
+    return code

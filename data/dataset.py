@@ -1,0 +1,148 @@
+"""Prepared data folders become batches. Which rows a step sees is a pure function of (seed, step, index of the row in the batch).
+
+A text folder (token files made by data/prepare.py) gives windows of a stream, cut at a fixed column: the first input_len tokens are
+the input, the next target_len the target (the paper's prefix LM objective; input_len = 0 is the plain language model).
+A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
+"""
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from config import UserError, check
+from data.tasks import read_jsonl
+from noise import Noise
+
+PREPARED = Path(__file__).parent / "prepared"  # where data/prepare.py writes unless told otherwise
+
+
+class Batch(NamedTuple):
+    inputs: torch.Tensor  # (B, S) int64
+    pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None where inputs have none
+    targets: torch.Tensor  # (B, T) int64, also called x0
+
+    def to(self, device):
+        return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in self))
+
+
+def read_meta(folder):
+    """Return (path, meta) of a prepared folder, given by path or by its name in data/prepared. Raises UserError if there is none."""
+    path = next((p for p in (Path(folder), PREPARED / folder) if p.is_dir()), None)
+    check(path is not None, f"no data folder {folder!r}, nor {PREPARED.name}/{folder} beside data/prepare.py; "
+                            f"make it with: python data/prepare.py {Path(folder).name}")
+    if (path / "meta.json").exists():
+        return path, json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    check((path / "train.jsonl").exists() or (path / "test.jsonl").exists(),
+          f"{path} holds neither meta.json nor train.jsonl / test.jsonl; data/prepare.py makes such folders")
+    return path, {"kind": "task", "name": path.name, "metric": "exact"}
+
+
+def open_data(folder, tokenizer, input_len, target_len, too_long="error"):
+    """Return TextData or TaskData for a prepared folder. Raises UserError when it is missing, empty or made for other ids."""
+    path, meta = read_meta(folder)
+    if meta["kind"] == "text":
+        return TextData(path, meta, tokenizer, input_len, target_len)
+    return TaskData(path, tokenizer, input_len, target_len, too_long)
+
+
+class TextData:
+    """Windows of memory-mapped token streams, each drawn from a source in proportion to the sources' weights."""
+
+    def __init__(self, path, meta, tokenizer, input_len, target_len):
+        check(meta["tokenizer_hash"] == tokenizer.hash,
+              f"{path} was tokenized with {meta['tokenizer']!r} ({meta['tokenizer_hash']}), but the model uses {tokenizer.name!r} "
+              f"({tokenizer.hash}); prepare it again with --tokenizer={tokenizer.name}")
+        self.input_len, self.length = input_len, input_len + target_len
+        self.names = [source["name"] for source in meta["sources"]]
+        weights = np.array([source["weight"] for source in meta["sources"]], dtype=np.float64)
+        self.cumulative = np.cumsum(weights / weights.sum())
+        self.streams = {split: [np.memmap(path / f"{split}.{name}.bin", dtype=meta["dtype"], mode="r") for name in self.names]
+                        for split in ("train", "valid")}
+        for split, streams in self.streams.items():
+            for name, stream in zip(self.names, streams):
+                check(len(stream) > self.length, f"{path}: the {split} part of {name!r} has {len(stream)} tokens, fewer than "
+                                                 f"input_len + target_len + 1 = {self.length + 1}")
+        self.n_tokens = sum(len(stream) for stream in self.streams["train"])
+
+    def _windows(self, split, noise):
+        which = np.searchsorted(self.cumulative, noise.uniform().numpy(), side="right").clip(max=len(self.names) - 1)
+        where = noise.uniform().numpy()
+        rows = []
+        for source, u in zip(which, where):
+            stream = self.streams[split][source]
+            start = int(u * (len(stream) - self.length))
+            rows.append(stream[start:start + self.length].astype(np.int64))
+        rows = torch.from_numpy(np.stack(rows))                                          # (B, L)
+        return Batch(rows[:, :self.input_len], None, rows[:, self.input_len:])
+
+    def train_batch(self, seed, step, indices, batch_size):
+        return self._windows("train", Noise(seed, "order", step, indices))
+
+    def valid_batch(self, indices):
+        """Return fixed validation rows: the same for every seed, step and model."""
+        return self._windows("valid", Noise(0, "valid", 0, indices))
+
+    def n_valid(self):
+        return len(self.streams["valid"][0])
+
+
+class TaskData:
+    """Input and target pairs from train.jsonl and valid.jsonl, shuffled anew every epoch."""
+
+    def __init__(self, path, tokenizer, input_len, target_len, too_long):
+        check(input_len > 0, f"{path} is a task with inputs: set --input_len above 0")
+        self.path, self.input_len, self.target_len, self.tokenizer = path, input_len, target_len, tokenizer
+        self.rows = {"train": self._read("train", too_long), "valid": self._read("valid", "drop")}
+        self.order = (None, None)  # (seed, epoch) and its permutation
+        self.n_tokens = int(sum(len(i) + len(t) for i, t in self.rows["train"]))
+
+    def _read(self, split, too_long):
+        file = self.path / f"{split}.jsonl"
+        if split == "valid" and not file.exists():
+            return []
+        examples = read_jsonl(file)
+        pairs = list(zip(self.tokenizer.encode_batch([e["input"] for e in examples]),
+                         self.tokenizer.encode_batch([e["target"] for e in examples])))
+        fitting = [(i, t) for i, t in pairs if len(i) <= self.input_len and len(t) < self.target_len]  # one slot is for EOS
+        n_dropped = len(pairs) - len(fitting)
+        if n_dropped and too_long == "error":
+            line, (i, t) = next((n, p) for n, p in enumerate(pairs, 1) if len(p[0]) > self.input_len or len(p[1]) >= self.target_len)
+            raise UserError(
+                f"{file}: {n_dropped} of {len(pairs)} examples do not fit; the first is line {line}: input {len(i)} tokens "
+                f"(--input_len={self.input_len}), target {len(t)} + EOS (--target_len={self.target_len}). The longest are "
+                f"{max(len(i) for i, _ in pairs)} and {max(len(t) for _, t in pairs) + 1}; raise these, or say --too_long=drop")
+        check(fitting, f"{file}: not one of {len(pairs)} examples fits --input_len={self.input_len} --target_len={self.target_len}")
+        if n_dropped:
+            print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit the canvas")
+        return [(np.array(i, dtype=np.int32), np.array(t, dtype=np.int32)) for i, t in fitting]
+
+    def train_batch(self, seed, step, indices, batch_size):
+        rows = self.rows["train"]
+        chosen = []
+        for index in indices:
+            epoch, position = divmod(step * batch_size + index, len(rows))
+            if self.order[0] != (seed, epoch):
+                self.order = (seed, epoch), Noise(seed, "order", epoch, [0]).rows[0].permutation(len(rows))
+            chosen.append(rows[self.order[1][position]])
+        return pad_rows(chosen, self.tokenizer, self.input_len, self.target_len)
+
+    def valid_batch(self, indices):
+        return pad_rows([self.rows["valid"][i] for i in indices], self.tokenizer, self.input_len, self.target_len)
+
+    def n_valid(self):
+        return len(self.rows["valid"])
+
+
+def pad_rows(rows, tokenizer, input_len, target_len):
+    """Lay (input ids, target ids) pairs on a canvas: inputs padded on the left, targets followed by EOS and PAD."""
+    inputs = torch.full((len(rows), input_len), tokenizer.pad)
+    targets = torch.full((len(rows), target_len), tokenizer.pad)
+    pad_mask = torch.ones(len(rows), input_len, dtype=torch.bool)
+    for b, (i, t) in enumerate(rows):
+        inputs[b, input_len - len(i):] = torch.as_tensor(i)
+        pad_mask[b, input_len - len(i):] = False
+        targets[b, :len(t)] = torch.as_tensor(t)
+        targets[b, len(t)] = tokenizer.eos
+    return Batch(inputs, pad_mask, targets)

@@ -1,0 +1,140 @@
+"""Turn text, or a task's original files, into a folder that the training scripts read.
+
+    python data/prepare.py text                              the Python standard library: no download
+    python data/prepare.py text --sources=books/:0.8,stdlib:code:0.2 --out=data/prepared/books
+    python data/prepare.py text --sources=input.txt --tokenizer=bytes --out=data/prepared/shakespeare
+    python data/prepare.py multi30k --from_dir=FOLDER        a task; without --from_dir it is fetched
+
+A source is FILE:weight or FOLDER:weight; data/text.py says which files count and how they are read. The default mixes
+docstrings and source of the Python standard library as the AR2Diff paper mixes its corpus (section 4: 80 % text, 20 % Python).
+A text folder holds train.SOURCE.bin and valid.SOURCE.bin, bare token ids for data/dataset.py to map into memory, with one EOS
+between documents, and meta.json. Validation is the last tenth of each source: unseen, and the same in every run.
+"""
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder, data/
+from config import UserError, check, one_of, parse, run
+from data.tasks import TASKS, write_task
+from data.text import parse_sources, pieces
+from data.tokenizer import load_tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+N_PIECES = 16  # pieces tokenized together
+OURS = re.compile(r"meta\.json|(train|valid|test)\..*(bin|jsonl)")  # what --overwrite may delete
+
+
+@dataclass
+class Config:
+    name: str  # "text", or a task of data/tasks.py
+    out: str = ""  # folder to write (default: data/prepared/NAME)
+    overwrite: bool = False  # replace a folder prepared before
+    sources: str = "stdlib:docs:0.8,stdlib:code:0.2"  # text: FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight,...
+    tokenizer: str = "bpe"  # text: bpe, bytes, gpt2, or the path of a ranks file
+    valid_share: float = 0.1  # text: the last share of each source that becomes its validation stream
+    valid_sources: str = ""  # text: validation from these instead, one for each source, in the same order
+    from_dir: str = ""  # task: folder with a copy of the original files (default: fetch them)
+    n_train: int = 0  # task: number of training examples (0: the task's default)
+    seed: int = 0  # task: seed of the examples that are generated or picked
+    langs: str = "en-fr"  # translation: from which language to which
+
+
+TEXT_FLAGS = ("sources", "tokenizer", "valid_share", "valid_sources")
+TASK_FLAGS = ("from_dir", "n_train", "seed", "langs")
+
+
+def write_tokens(source, path, tokenizer, dtype):
+    """Write the token ids of a source to a file; return the number of tokens and of bytes of text."""
+    n_tokens, n_bytes, stream = 0, 0, pieces(source)
+    with open(path, "wb") as file, tqdm(desc=source.name, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
+        while batch := list(itertools.islice(stream, N_PIECES)):
+            texts = [piece or "" for piece in batch]
+            for piece, ids in zip(batch, tokenizer.encode_batch(texts)):
+                ids = [tokenizer.eos] if piece is None else ids
+                file.write(np.array(ids, dtype=dtype).tobytes())
+                n_tokens += len(ids)
+                bar.update(len(ids))
+            n_bytes += sum(len(text.encode("utf-8")) for text in texts)
+    return n_tokens, n_bytes
+
+
+def split_off(train, valid, n_train, n_bytes_each):
+    """Move what follows the first n_train tokens of one file to another."""
+    with open(train, "r+b") as source, open(valid, "wb") as rest:
+        source.seek(n_train * n_bytes_each)
+        shutil.copyfileobj(source, rest)
+        source.truncate(n_train * n_bytes_each)
+
+
+def write_text(folder, config):
+    """Fill an empty folder with the token streams of all sources and meta.json; print a line for each source."""
+    check(0 < config.valid_share < 1, f"valid_share={config.valid_share} must lie between 0 and 1")
+    sources, valid_sources = parse_sources(config.sources), []
+    if config.valid_sources:
+        valid_sources = parse_sources(config.valid_sources)
+        check(len(valid_sources) == len(sources),
+              f"{len(valid_sources)} valid_sources for {len(sources)} sources: name one for each, in the same order")
+    tokenizer = load_tokenizer(config.tokenizer)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    total_weight = sum(source.weight for source in sources)
+    rows = []
+    for i, source in enumerate(sources):
+        train, valid = (folder / f"{split}.{source.name}.bin" for split in ("train", "valid"))
+        n_tokens, n_bytes = write_tokens(source, train, tokenizer, dtype)
+        if valid_sources:
+            n_train, (n_valid, _) = n_tokens, write_tokens(valid_sources[i], valid, tokenizer, dtype)
+        else:
+            n_train = int(n_tokens * (1 - config.valid_share))
+            n_valid = n_tokens - n_train
+            split_off(train, valid, n_train, dtype.itemsize)
+        check(n_train and n_valid, f"source {source.name!r} is too short: {n_train} tokens to train on, {n_valid} to test")
+        weight = source.weight / total_weight
+        rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})
+        print(f"{source.name}: {n_train:,} tokens to train on, {n_valid:,} to validate on, "
+              f"{n_bytes / n_tokens:.2f} bytes per token, weight {weight:.3g}")
+    meta = {"kind": "text", "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash, "dtype": dtype.name, "sources": rows}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("name", config.name, ["text", *TASKS])
+    for flag in TASK_FLAGS if config.name == "text" else TEXT_FLAGS:
+        check(getattr(config, flag) == getattr(Config, flag), f"--{flag} has no meaning for {config.name!r}")
+    out = Path(config.out).expanduser().resolve() if config.out else ROOT / "data" / "prepared" / config.name
+    if config.name != "text":
+        counts = write_task(config.name, out, config.from_dir or None, config.n_train, config.seed, config.langs,
+                            config.overwrite)
+        print(", ".join(f"{count:,} {split}" for split, count in counts.items()), "examples in", out)
+        return
+    # Everything goes to a folder beside `out`, renamed at the end: `out` is complete, or as it was before.
+    draft, old = out.with_name(f"{out.name}.{os.getpid()}.tmp"), out.with_name(f"{out.name}.{os.getpid()}.old")
+    try:
+        there = [path.name for path in out.iterdir()] if out.exists() else []
+        foreign = [name for name in there if not OURS.fullmatch(name)]
+        check(not foreign, f"{out} holds more than prepared data ({min(foreign, default='')}); choose another --out")
+        check(config.overwrite or not there, f"{out} is not empty; pass --overwrite to replace it, or another --out")
+        draft.mkdir(parents=True)
+        write_text(draft, config)
+        if out.exists():
+            out.rename(old)
+        draft.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+        print(f"wrote {out}")
+    except OSError as error:
+        raise UserError(f"cannot prepare {out} ({error}); nothing was left behind") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,281 @@
+"""Three synthetic tasks that need no download: `translate`, `qa` and `code`. Every example is a pure function of its address.
+
+    example("code", seed=0, split="train", index=7) -> {"input": ..., "target": ..., "tests": [...]}
+
+They are made so that models differ. `code` (and only `code`) has many right answers to one input: a model that denoises all
+positions in parallel must settle on one of them everywhere, an autoregressive one just goes on with what it has begun.
+`translate` needs reordering and agreement, `qa` needs reading. The splits never share a problem: a checksum of a problem, or of each pair of words
+that the problem combines, says which split owns it, so validation and test hold only combinations that training has never shown.
+"""
+import collections
+import functools
+import itertools
+import random
+import zlib
+
+TASKS = {
+    "translate": "made up: English into an invented language with another word order and agreement; unseen combinations",
+    "qa": "made up: a question about 3 to 5 similar sentences -> a span of one to three words",
+    "code": "made up: an English sentence -> a one-line Python function, one of 6 or 12 spellings; scored by running tests",
+}
+META = {  # input_len, target_len: the canvas in tokens of `bpe` that holds every example and its EOS
+    "translate": {"metric": "bleu", "input_len": 20, "target_len": 20},
+    "qa": {"metric": "qa", "input_len": 80, "target_len": 8},
+    "code": {"metric": "code", "input_len": 24, "target_len": 32},
+}
+SPLITS = ("train", "valid", "test")
+
+
+def example(task, seed, split, index):
+    """Return example number `index`: {"input", "target"} and, for qa, "references", for code, "tests".
+
+    The split decides which problems may occur; the seed only their order and wording, so no seed leaks test problems.
+    """
+    # A string seeds the generator through SHA-512. hash() would differ from one Python process to the next.
+    return _MAKERS[task](seed, split, index, random.Random(f"{task}/{seed}/{split}/{index}"))
+
+
+def _split_of(*words):
+    """Name the split that owns this combination of words: 65 % train, 15 % valid, 20 % test."""
+    bucket = zlib.crc32(" ".join(words).encode()) % 20
+    return "test" if bucket < 4 else "valid" if bucket < 7 else "train"
+
+
+def _pick(rng, items):
+    """Return a random item. Of random.Random only random() is promised to be the same in every Python version."""
+    return items[int(rng.random() * len(items))]
+
+
+def _shuffled(rng, items):
+    return sorted(items, key=lambda _: rng.random())
+
+
+# --- translate: English into a language that puts the adjective after the noun, the verb last and a marker on everything ---
+
+PEOPLE = {  # English singular, plural: the word of the other language (one or two tokens of `bpe`), its class
+    ("man", "men"): ("homme", 0), ("child", "children"): ("enfant", 0), ("dog", "dogs"): ("chien", 0),
+    ("horse", "horses"): ("cheval", 0), ("king", "kings"): ("roi", 0), ("friend", "friends"): ("ami", 0),
+    ("cat", "cats"): ("chat", 0), ("boy", "boys"): ("garcon", 0),
+    ("woman", "women"): ("femme", 1), ("girl", "girls"): ("fille", 1), ("queen", "queens"): ("reine", 1),
+    ("lady", "ladies"): ("dame", 1), ("mother", "mothers"): ("mere", 1), ("cow", "cows"): ("vache", 1),
+    ("mouse", "mice"): ("souris", 1), ("bird", "birds"): ("oie", 1),
+}
+THINGS = {
+    ("boat", "boats"): ("bateau", 0), ("tree", "trees"): ("arbre", 0), ("bag", "bags"): ("sac", 0), ("wall", "walls"): ("mur", 0),
+    ("bed", "beds"): ("lit", 0), ("hat", "hats"): ("chapeau", 0), ("fire", "fires"): ("feu", 0), ("ball", "balls"): ("ballon", 0),
+    ("door", "doors"): ("porte", 1), ("car", "cars"): ("voiture", 1), ("dress", "dresses"): ("robe", 1),
+    ("street", "streets"): ("rue", 1), ("chair", "chairs"): ("chaise", 1), ("box", "boxes"): ("boite", 1),
+    ("stone", "stones"): ("pierre", 1), ("house", "houses"): ("maison", 1),
+}
+ADJECTIVES = {"black": "noir", "white": "blanc", "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "pink": "rose",
+              "brown": "brun", "gray": "gris", "small": "petit", "big": "grand", "tall": "haut", "young": "jeune", "good": "bon",
+              "strong": "fort", "fat": "gros"}
+VERBS = {("find", "found"): "trouver", ("see", "saw"): "voir", ("take", "took"): "prendre", ("sell", "sold"): "vendre",
+         ("break", "broke"): "casser", ("watch", "watched"): "regarder", ("hold", "held"): "tenir", ("carry", "carried"): "porter",
+         ("show", "showed"): "montrer", ("make", "made"): "faire", ("keep", "kept"): "garder", ("pass", "passed"): "passer",
+         ("push", "pushed"): "pousser", ("touch", "touched"): "toucher", ("wash", "washed"): "laver", ("help", "helped"): "aider"}
+WHERE = {"": "", "in the park": "parc en", "near the park": "parc par", "in the city": "ville en", "near the city": "ville par",
+         "in the forest": "bois en", "near the forest": "bois par", "in the field": "champ en", "near the field": "champ par",
+         "on the beach": "plage sur", "today": "jour", "at night": "nuit"}
+MARKERS = {"the": (("le", "les"), ("la", "lo")), "a": (("un", "des"), ("une", "do"))}  # article, class, number
+PRONOUNS = (("lui", "mo"), ("el", "ti"))                                               # class, number
+# Every grammatical choice but the words. Dealt like cards, they keep the first 1,536 sentences of a split distinct.
+FORMS = tuple(itertools.product(MARKERS, MARKERS, *[(0, 1)] * 5, WHERE))
+
+
+@functools.cache
+def _words(split):
+    """List the subjects with adjective and verb, and the objects with adjective, that a split owns."""
+    subjects = [(adjective, noun, verb) for adjective, noun, verb in itertools.product(ADJECTIVES, PEOPLE, VERBS)
+                if _split_of(adjective, noun[0]) == split == _split_of(noun[0], verb[0])]
+    return subjects, [pair for pair in itertools.product(ADJECTIVES, THINGS) if _split_of(pair[0], pair[1][0]) == split]
+
+
+@functools.cache
+def _forms(seed, split):
+    return _shuffled(random.Random(f"forms/{seed}/{split}"), FORMS)
+
+
+def _noun_phrase(article, adjective, noun, plural):
+    """Return the English words, the foreign ones, and the class of the noun."""
+    word, kind = {**PEOPLE, **THINGS}[noun]
+    marker = MARKERS[article][kind][plural]
+    english = ["some" if article == "a" and plural else article, adjective, noun[plural]]
+    foreign = [word, marker] + ([ADJECTIVES[adjective], marker] if adjective else [])
+    return " ".join(filter(None, english)), " ".join(foreign), kind
+
+
+def _translate(seed, split, index, rng):
+    forms = _forms(seed, split)
+    article1, article2, plural1, plural2, described, past, negative, where = forms[index % len(forms)]
+    subjects, objects = _words(split)
+    (adjective1, noun1, (verb, verb_past)), (adjective2, noun2) = _pick(rng, subjects), _pick(rng, objects)
+    subject, foreign_subject, kind = _noun_phrase(article1, adjective1, noun1, plural1)
+    thing, foreign_thing, _ = _noun_phrase(article2, adjective2 if described else "", noun2, plural2)
+    action = {(0, 0): f"will {verb}", (0, 1): f"will not {verb}", (1, 0): verb_past, (1, 1): f"did not {verb}"}[past, negative]
+    foreign = [WHERE[where], foreign_subject, foreign_thing, PRONOUNS[kind][plural1], "a" if past else "au",
+               VERBS[verb, verb_past], "ne" if negative else ""]
+    return {"input": " ".join(filter(None, [subject, action, thing, where])), "target": " ".join(filter(None, foreign))}
+
+
+# --- qa: who has what, where things are, when people came; several sentences look alike, one holds the answer ---
+
+NAMES = ("mark", "rose", "max", "ben", "ray", "tim", "tom", "mary", "john", "lucy", "jane", "emma")
+COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
+OBJECTS = ("ball", "book", "box", "cup", "hat", "key", "letter", "map", "coat", "lamp", "ring", "bag")
+PLACES = ("in the garden", "in the kitchen", "in the office", "in the hall", "in the car", "in the field", "under the table",
+          "under the bed", "near the door", "near the window", "near the tree", "behind the house", "behind the wall", "on the roof")
+TIMES = ("at noon", "at night", "at two", "at three", "at four", "at five", "at six", "at ten", "in the morning", "in the evening",
+         "in spring", "in winter")
+KINDS = ("place", "has", "time")
+
+
+def _fact(rng, split, kind, used, like=None):
+    """Draw a (key, value) that the split owns, neither of them in `used`; `like` is a thing that it should look like."""
+    while True:
+        name, colour, thing = _pick(rng, NAMES), _pick(rng, COLOURS), _pick(rng, OBJECTS)
+        if like:
+            roll = rng.random()  # 10 % share nothing, so that no loop can run out of facts
+            colour, thing = (like.split()[0] if roll < 0.45 else colour), (like.split()[1] if 0.45 <= roll < 0.9 else thing)
+        item = f"{colour} {thing}"
+        fact = {"place": (item, _pick(rng, PLACES)), "has": (name, item), "time": (name, _pick(rng, TIMES))}[kind]
+        if not used.intersection(fact) and _split_of(*fact) == split:
+            used.update(fact)
+            return fact
+
+
+def _sentence(rng, kind, key, value, used):
+    if kind == "has":
+        return f"{key} {_pick(rng, ('has', 'holds'))} the {value}."
+    if kind == "time":
+        return f"{key} {_pick(rng, ('came', 'arrived'))} {value}."
+    name = _pick(rng, [name for name in NAMES if name not in used])  # says nothing about who has it, or came when
+    used.add(name)
+    return f"{name} {_pick(rng, ('put', 'left'))} the {key} {value}."
+
+
+def _qa(_seed, split, _index, rng):
+    kind, used = _pick(rng, KINDS), set()
+    key, value = _fact(rng, split, kind, used)
+    item = {"place": key, "has": value, "time": None}[kind]
+    places = [place for place in PLACES if place != value and _split_of(key, place) == split] if kind == "place" else []
+    moved = bool(places) and rng.random() < 0.5  # the thing was elsewhere before; the last sentence about it holds
+    before = _pick(rng, places) if moved else ""
+    used.add(before)
+    others = [kind] + [_pick(rng, KINDS) for _ in range(1 + int(rng.random() * 3) - moved)]  # 3 to 5 sentences in all
+    facts = [(kind, key, value)] + [(k, *_fact(rng, split, k, used, item if k == kind else None)) for k in others]
+    facts = _shuffled(rng, facts)
+    if moved:
+        facts.insert(int(rng.random() * (facts.index((kind, key, value)) + 1)), (kind, key, before))
+    what = kind == "has" and rng.random() < 0.5
+    question = {"place": f"where is the {key}?", "time": f"when did {key} come?",
+                "has": f"what does {key} have?" if what else f"who has the {value}?"}[kind]
+    words = (f"the {value}" if what else key if kind == "has" else value).split()
+    context = " ".join(_sentence(rng, *fact, used) for fact in facts)
+    # Shorter forms are right as well: "the garden" and "garden" for "in the garden", but not "ball" for "the red ball".
+    return {"input": f"question: {question} context: {context}", "target": " ".join(words),
+            "references": [" ".join(words[i:]) for i in range(len(words) - what)]}
+
+
+# --- code: filter, then map, then reduce a list; every problem has 6 or 12 equally likely programs ---
+
+FILTERS = {  # wordings, condition, meaning, digits; {v} is the loop variable, {k} the digit (1 where there is none)
+    "all": (("number",), "", lambda n, k: True, (1,)),
+    "even": (("even number",), "{v}%2 == 0", lambda n, k: n % 2 == 0, (1,)),
+    "odd": (("odd number",), "{v}%2 == 1", lambda n, k: n % 2 == 1, (1,)),
+    "positive": (("positive number", "number above zero"), "{v} > 0", lambda n, k: n > 0, (1,)),
+    "negative": (("negative number", "number below zero"), "{v} < 0", lambda n, k: n < 0, (1,)),
+    "above": (("number greater than {k}", "number above {k}"), "{v} > {k}", lambda n, k: n > k, range(1, 10)),
+    "below": (("number less than {k}", "number below {k}"), "{v} < {k}", lambda n, k: n < k, range(1, 10)),
+    "multiple": (("multiple of {k}", "number divisible by {k}"), "{v}%{k} == 0", lambda n, k: n % k == 0, range(3, 10)),
+}
+MAPS = {  # wordings with {np}, the words of the filter; spellings, meaning, digits
+    "same": (("take each {np}", "keep each {np}"), ("{v}",), lambda n, k: n, (1,)),
+    "square": (("square each {np}", "multiply each {np} by itself"), ("{v}*{v}", "{v}**2"), lambda n, k: n * n, (1,)),
+    "negate": (("negate each {np}", "flip the sign of each {np}"), ("-{v}",), lambda n, k: -n, (1,)),
+    "size": (("take the absolute value of each {np}", "drop the sign of each {np}"), ("abs({v})",), lambda n, k: abs(n), (1,)),
+    "plus": (("add {k} to each {np}", "increase each {np} by {k}"), ("{v}+{k}", "{k}+{v}"), lambda n, k: n + k, range(1, 10)),
+    "minus": (("subtract {k} from each {np}", "decrease each {np} by {k}"), ("{v}-{k}",), lambda n, k: n - k, range(1, 10)),
+    "times": (("multiply each {np} by {k}", "take {k} times each {np}"), ("{v}*{k}", "{k}*{v}"), lambda n, k: n * k,
+              range(2, 10)),
+    "over": (("divide each {np} by {k}", "floor divide each {np} by {k}"), ("{v}//{k}",), lambda n, k: n // k, range(2, 10)),
+    "modulo": (("take each {np} modulo {k}", "reduce each {np} modulo {k}"), ("{v}%{k}",), lambda n, k: n % k, range(3, 10)),
+}
+# {gen} and {back} are the words of a comprehension over the list and over the reversed list. {call} is a map(...) or filter(...)
+# with a lambda; with both a map and a filter that would be too long, so then the second spelling is the one with {gen} or {back}.
+REDUCTIONS = {  # wordings, first spelling, second spelling, second one with {call}, meaning
+    "list": (("return the list", "return them all"), "[{gen}]", "list({gen})", "list({call})", list),
+    "sum": (("return the sum", "add them up"), "sum({gen})", "sum([{gen}])", "sum({call})", sum),
+    "max": (("return the largest", "find the maximum"), "max({gen})", "max([{gen}])", "max({call})", max),
+    "min": (("return the smallest", "find the minimum"), "min({gen})", "min([{gen}])", "min({call})", min),
+    "sort": (("sort the result", "return them in order"), "sorted({gen})", "sorted([{gen}])", "sorted({call})", sorted),
+    "reverse": (("reverse the result", "return them backwards"), "[{gen}][::-1]", "[{back}]", "list({call})[::-1]",
+                lambda found: found[::-1]),
+    "first": (("return the first", "give the first one"), "[{gen}][0]", "next({gen})", "next({call})", lambda found: found[0]),
+    "last": (("return the last", "give the last one"), "[{gen}][-1]", "next({back})", "list({call})[-1]", lambda found: found[-1]),
+    "count": (("count them", "return how many there are"), "len([{gen}])", "", "len(list({call}))", len),
+}
+VARIABLES = ("n", "x", "i")
+# What every program is run on. Each list holds a number for every filter, so no reduction meets an empty list.
+LISTS = ((-5, -10, -8, 0, 1, 2, 5, 6, 9, 24, 24), (38, 25, 9, 8, 7, 6, 5, 1, -4, -9, -28), (3, 10, -31, 9, 19, 6, 8, 2, -9, 0, 35),
+         (-23, -9, 1, -6, -2, 4, 6, 7, 8, 15, 36), (37, 14, 4, 2, 0, -1, -5, -9, -4, -10, -3), (7, 35, 0, 26, 5, 10, -34, 6, -3, -4, 3))
+
+
+def _sensible(kind, mapping, reduction):
+    """Leave out problems that ask for nothing, mean the same as another one, or show too little of what was computed."""
+    return not (kind == "all" and mapping == "same"
+                or kind in ("positive", "negative", "above") and mapping == "size"
+                or kind == "multiple" and mapping == "modulo"
+                or reduction == "count" and mapping != "same"
+                or reduction in ("first", "last", "max", "min") and mapping in ("over", "modulo")
+                or reduction in ("max", "min") and (mapping in ("size", "square") or kind in ("positive", "negative", "above", "below")))
+
+
+@functools.cache
+def _problems():
+    """List all problems. Two of them never agree on LISTS, so no program passes the tests of another problem."""
+    filters, maps = ([(name, k) for name, row in table.items() for k in row[3]] for table in (FILTERS, MAPS))
+    problems = [p for p in itertools.product(filters, maps, REDUCTIONS) if _sensible(p[0][0], p[1][0], p[2])]
+    answers = [str(_answers(problem)) for problem in problems]
+    count = collections.Counter(answers)
+    return [problem for problem, answer in zip(problems, answers) if count[answer] == 1]
+
+
+@functools.cache
+def _deck(seed, split):
+    return _shuffled(random.Random(f"problems/{seed}/{split}"), [p for p in _problems() if _split_of(str(p)) == split])
+
+
+def _answers(problem):
+    (kind, k), (mapping, j), reduction = problem
+    keep, change, reduce = FILTERS[kind][2], MAPS[mapping][2], REDUCTIONS[reduction][4]
+    return [reduce([change(n, j) for n in xs if keep(n, k)]) for xs in LISTS]
+
+
+def _program(rng, problem):
+    """Return one of the 6 (12 where the map has two spellings) programs that solve a problem."""
+    (kind, k), (mapping, j), reduction = problem
+    v = _pick(rng, VARIABLES)
+    condition, value = FILTERS[kind][1].format(v=v, k=k), _pick(rng, MAPS[mapping][1]).format(v=v, k=j)
+    _, plain, second, with_call, _ = REDUCTIONS[reduction]
+    if mapping == "same":
+        second, call = with_call, f"filter(lambda {v}: {condition}, data)"
+    elif not condition:
+        second, call = with_call, f"map(lambda {v}: {value}, data)"
+    else:
+        call = ""
+    gen, back = (f"{value} for {v} in {source}" + (f" if {condition}" if condition else "") for source in ("data", "reversed(data)"))
+    return "def f(data):\n    return " + _pick(rng, (plain, second)).format(gen=gen, back=back, call=call)
+
+
+def _code(seed, split, index, rng):
+    deck = _deck(seed, split)
+    problem = deck[index % len(deck)]
+    (kind, k), (mapping, j), reduction = problem
+    np = _pick(rng, FILTERS[kind][0]).format(k=k)
+    text = f"{_pick(rng, MAPS[mapping][0]).format(np=np, k=j)} and {_pick(rng, REDUCTIONS[reduction][0])}"
+    return {"input": text, "target": _program(rng, problem),
+            "tests": [f"assert f({list(xs)}) == {answer}" for xs, answer in zip(LISTS, _answers(problem))]}
+
+
+_MAKERS = {"translate": _translate, "qa": _qa, "code": _code}

@@ -1,0 +1,225 @@
+"""The end tasks of AR2Diff (arXiv 2401.17181, section 4): translation, question answering and code, all in one format.
+
+A task is a folder of JSONL files, one example a line: {"input": str, "target": str} and, where the metric uses them,
+"references" (all gold answers), "tests" and "setup" (Python that runs after the program: setup first, then the tests).
+train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the metric. Your own data is just such a folder.
+
+    write_task("squad", "data/prepared/squad")      # data/prepare.py is the command line of this function
+    examples = read_jsonl("data/prepared/squad/train.jsonl")
+"""
+import itertools
+import json
+import os
+import random
+import shutil
+from functools import partial
+from pathlib import Path
+
+from config import UserError, check, one_of
+from data import synthetic
+from data.originals import ADDRESS, find, lines
+
+TASKS = {
+    "multi30k": "29,000 image captions, --langs=en-fr (or with de, either way), test 2016: translation within minutes",
+    "wmt14": "the translation task of the paper, from your own copy of its corpora (--from_dir)",
+    "squad": "SQuAD 1.1: question and Wikipedia passage -> a span of the passage; tested on its dev set",
+    "mbpp": "974 small Python problems: description and tests -> program; tested on ids 11-510",
+    **synthetic.TASKS,
+}
+_META = {  # input_len, target_len: recommended canvas in tokens of `bpe`, EOS included; each holds about 98 % or more
+    "multi30k": {"metric": "bleu", "input_len": 48, "target_len": 48},
+    "wmt14": {"metric": "bleu", "input_len": 128, "target_len": 128},  # an estimate: nobody measured this one
+    "squad": {"metric": "qa", "input_len": 640, "target_len": 48},
+    "mbpp": {"metric": "code", "input_len": 384, "target_len": 256},  # targets: median 55, 90 % 138 (the paper's: 59, 150)
+    **synthetic.META,
+}
+SPLITS = ("train", "valid", "test")
+SYNTHETIC_SIZES = {"train": 20_000, "valid": 500, "test": 1_000}
+LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------------
+
+def read_jsonl(path):
+    """Read a file of examples as list[dict]: line n is example n. Every mistake is a UserError that names file and line."""
+    path, examples = Path(path), []
+    task = path.parent.name if path.parent.name in TASKS else "TASK"
+    check(path.is_file(), f"{path} does not exist; make it with `python data/prepare.py {task} --out={path.parent}`")
+    for number, line in lines(path):
+        try:
+            examples.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            reason = str(error).split(": line 1")[0] if line.strip() else "an empty line"
+            raise UserError(f"{path}, line {number}: not JSON ({reason}); write one object a line") from error
+        fault = _fault(examples[-1])
+        check(not fault, f"{path}, line {number}: {fault}")
+    check(examples, f"{path} is empty; write one object a line, with \"input\" and \"target\"")
+    return examples
+
+
+def _fault(example):
+    """Return what is wrong with one example, or None."""
+    if not isinstance(example, dict):
+        return f"an object with \"input\" and \"target\" is needed, not a {type(example).__name__}"
+    for key in ("input", "target"):
+        if key not in example:
+            return f"{key!r} is missing"
+    for key in ("input", "target", "setup"):
+        if not isinstance(example.get(key, ""), str):
+            return f"{key!r} must be a string, not {type(example[key]).__name__}"
+    for key in ("references", "tests"):
+        items = example.get(key, [""])
+        if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
+            return f"{key!r} must be a list of at least one string"
+    try:
+        json.dumps(example, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:  # json reads "\ud800", no tokenizer can
+        return "it contains half of a surrogate pair, which is no character"
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------------
+
+def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwrite=False):
+    """Write the folder of a task and return {split: number of examples}; n_train > 0 limits the first, at random.
+
+    Everything goes to a folder beside `out` that is renamed at the end: what fails on the way leaves `out` as it was.
+    """
+    one_of("task", name, TASKS)
+    check(n_train >= 0, f"n_train={n_train} must be 0 (all) or more")
+    out = Path(out).resolve()
+    old = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    check(not out.is_file(), f"{out} is a file; --out names a folder")
+    check(overwrite or not old, f"{out} is not empty; pass --overwrite to replace it, or another --out")
+    foreign = old - {"meta.json", *(f"{split}.jsonl" for split in SPLITS)}
+    check(not foreign, f"{out} holds more than a task ({min(foreign, default='')}); not deleting that, pass another --out")
+    if name in synthetic.TASKS:
+        sizes = {**SYNTHETIC_SIZES, "train": n_train or SYNTHETIC_SIZES["train"]}
+        splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
+    else:
+        splits = _LOADERS[name](from_dir, langs)
+        splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
+    meta = {"kind": "task", "name": name, **_META[name]}
+    draft = out.with_name(f"{out.name}.{os.getpid()}.tmp")
+    try:
+        draft.mkdir(parents=True)
+        meta["counts"] = {split: _write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
+        check(all(meta["counts"].values()), f"{name}: an original file has no example: {meta['counts']}")
+        (draft / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(draft, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error}); nothing was left behind") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return meta["counts"]
+
+
+def _write_jsonl(path, examples):
+    count = 0
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        for count, example in enumerate(examples, 1):
+            file.write(json.dumps(example, ensure_ascii=False) + "\n")
+    return count
+
+
+def _sample(examples, n, seed):
+    """Keep n random examples in their order, in one pass (reservoir sampling: WMT14 does not fit in memory)."""
+    rng, kept = random.Random(seed), []
+    for index, example in enumerate(examples):
+        slot = index if index < n else rng.randrange(index + 1)
+        if slot < n:
+            kept[slot:slot + 1] = [(index, example)]
+    return [example for _, example in sorted(kept, key=lambda pair: pair[0])]
+
+
+# ---- one function per task: original files -> {split: examples} ----------------------------------------------------------
+
+def _multi30k(from_dir, langs):
+    return _parallel("multi30k", ["train.{}.gz", "val.{}.gz", "test_2016_flickr.{}.gz"], from_dir, langs)
+
+
+def _wmt14(from_dir, langs):
+    source, target = _language_pair(langs)
+    check(from_dir, f"wmt14 is not fetched (archives of several GB, {ADDRESS['wmt14']}): join its training corpora into "
+                    f"train.{source} and train.{target}, write newstest2013 to valid.* and newstest2014 to test.* "
+                    f"(`sacrebleu -t wmt13 -l {langs} --echo src`, and ref; -t wmt14/full), and pass --from_dir=FOLDER")
+    return _parallel("wmt14", ["train.{}", "valid.{}", "test.{}"], from_dir, langs)
+
+
+def _parallel(task, names, from_dir, langs):
+    pair = _language_pair(langs)
+    paths = find(task, [name.format(lang) for name in names for lang in pair], from_dir)
+    return {split: _translations(paths[2 * i:2 * i + 2], pair) for i, split in enumerate(SPLITS)}
+
+
+def _language_pair(langs):
+    pair = langs.split("-")
+    check(len(pair) == len(set(pair)) == 2, f"langs={langs!r} must name two languages, as in en-fr")
+    return [one_of("langs", lang, LANGUAGES) for lang in pair]
+
+
+def _translations(paths, langs):
+    """Yield examples from two parallel files, worded as in T5 (the paper builds on T5X)."""
+    prefix = f"translate {LANGUAGES[langs[0]]} to {LANGUAGES[langs[1]]}: "
+    for source, target in itertools.zip_longest(*map(lines, paths)):
+        check(source and target, f"{paths[0]} and {paths[1]} are not parallel: one has more lines than the other")
+        source, target = source[1].strip(), target[1].strip()
+        if source and target:  # crawled corpora pair sentences with nothing
+            yield {"input": prefix + source, "target": target}
+
+
+def _squad(from_dir, langs):
+    train, dev = (_articles(path) for path in find("squad", ["train-v1.1.json", "dev-v1.1.json"], from_dir))
+    # Validation holds out whole articles: questions share passages, so a split by question would leak the answers' text.
+    border = len(train) - max(1, round(0.02 * len(train)))
+    parts = {"train": train[:border], "valid": train[border:], "test": dev}
+    return {split: itertools.chain.from_iterable(articles) for split, articles in parts.items()}
+
+
+def _articles(path):
+    """Return the questions of a SQuAD 1.1 file as examples, one list per article."""
+    try:
+        return [[_question(question, passage["context"]) for passage in article["paragraphs"] for question in passage["qas"]]
+                for article in json.loads("\n".join(line for _, line in lines(path)))["data"]]
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{path} is not a SQuAD 1.1 file ({type(error).__name__}: {error})") from error
+
+
+def _question(question, context):
+    answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))  # distinct, in their order
+    return {"input": f"question: {question['question'].strip()} context: {context}",
+            "target": answers[0], "references": answers}
+
+
+def _mbpp(from_dir, langs):
+    path, = find("mbpp", ["mbpp.jsonl"], from_dir)
+    ids = {"train": range(601, 975), "valid": range(511, 601), "test": range(11, 511)}  # 1-10: few-shot prompts, unused
+    try:
+        records = [json.loads(line) for _, line in lines(path)]
+        return {split: [_program(record) for record in records if record["task_id"] in ids[split]] for split in SPLITS}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not mbpp.jsonl ({type(error).__name__}: {error})") from error
+
+
+def _program(record):
+    """Return an MBPP record as an example; what runs, in this order, is the program, the setup, the tests."""
+    # NOTE: the paper does not give its MBPP input; here it is the description and all three tests, which MBPP's own prompt
+    # shows too (without its fixed words, no use to a fine-tuned model): nothing else tells what the function is called.
+    return {"input": "\n".join([record["text"], *record["test_list"]]), "target": _tidy(record["code"]),
+            "setup": record["test_setup_code"].replace("\r\n", "\n"), "tests": record["test_list"]}
+
+
+def _tidy(code):
+    """CRLF -> LF and, outside of triple-quoted strings, indentation by spaces and no blanks at line ends.
+
+    The same program in fewer tokens: authors of MBPP used tabs, 1 to 8 spaces and trailing blanks, which no test can see.
+    """
+    code = code.replace("\r\n", "\n").rstrip()
+    if "'''" in code or '"""' in code:
+        return code
+    rows = [(row.rstrip(), row.lstrip().rstrip()) for row in code.split("\n")]
+    return "\n".join(row.removesuffix(body).expandtabs(4) + body for row, body in rows)
+
+
+_LOADERS = {"multi30k": _multi30k, "wmt14": _wmt14, "squad": _squad, "mbpp": _mbpp}

@@ -1,0 +1,136 @@
+"""Sources of pretraining text: any files and folders, and the standard library that every Python brings along.
+
+A source is FILE:weight or FOLDER:weight (weight 1 if left out). Of a folder: .txt .py .md, also .gz and .xz of them, hidden
+folders left out; a file that is named itself may end in anything. UTF-8; line ends become \\n; nothing else is changed or
+dropped, not even empty lines. A file is one document. Embedded: stdlib:docs, the docstrings and the language reference of the
+running Python, and stdlib:code, its source; both differ a little from one Python version to the next.
+"""
+import ast
+import codecs
+import gzip
+import io
+import itertools
+import lzma
+import math
+import re
+import sysconfig
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from config import UserError, check
+
+PIECE = 1 << 18  # bytes read at a time: memory use does not depend on the size of a corpus
+
+
+class Source(NamedTuple):
+    name: str
+    weight: float
+    files: list
+    read: Callable  # path -> the text of that document, in pieces
+
+
+def read_text(path):
+    """Return the text of a UTF-8 file, plain or .gz or .xz. Raises UserError for other bytes or a damaged archive."""
+    return "".join(read_pieces(Path(path)))
+
+
+def read_pieces(path):
+    """Yield the text of a file in pieces that end just before a newline."""
+    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    text, n_read, n_pending = "", 0, 0
+    try:
+        with opener(path, "rb") as file:
+            while block := file.read(PIECE):
+                n_pending = len(decoder.getstate()[0])  # bytes of a character that the last block began
+                text += decoder.decode(block)
+                text = text if n_read else text.removeprefix("\ufeff")  # the mark some Windows editors put first
+                n_read += len(block)
+                # Every tokenizer's pattern has a border between a visible character and a newline: a cut there is harmless.
+                cut = text.rfind("\n")
+                while cut > 0 and text[cut - 1].isspace():
+                    cut = text.rfind("\n", 0, cut)
+                cut = cut if cut > 0 else len(text)  # not one such place in PIECE bytes: a token may split
+                if cut:
+                    yield text[:cut]
+                text = text[cut:]
+            n_pending = len(decoder.getstate()[0])
+            text += decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        offset = n_read - n_pending + error.start
+        raise UserError(f"{path} is not UTF-8: byte {offset} is 0x{error.object[error.start]:02x}; convert it first") from error
+    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if text:
+        yield text
+
+
+def read_code(path):
+    if path.parent.name not in ("encodings", "pydoc_data"):  # long tables, which are no code to learn from
+        yield from read_pieces(path)
+
+
+def read_docs(path):
+    """Yield the docstrings of a module, in their order in the file."""
+    tree = ast.parse(read_text(path))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented = [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node)]
+    texts = [ast.get_docstring(node) for node in sorted(documented, key=lambda node: node.body[0].lineno)]
+    if path.parts[-2:] == ("pydoc_data", "topics.py"):  # the language reference behind help(), as {topic: text}
+        texts += ast.literal_eval(tree.body[-1].value).values()
+    if texts:
+        yield "\n\n".join(texts) + "\n"
+
+
+def stdlib_files():
+    root = Path(sysconfig.get_path("stdlib"))
+    # Tests are mostly data, packages are not ours to take, and _sysconfigdata describes one machine.
+    skip = re.compile(r"(^|/)(test|tests|idle_test|site-packages|dist-packages|_sysconfigdata[^/]*)(/|$)")
+    files = [path for path in root.rglob("*.py") if not skip.search(path.relative_to(root).as_posix())]
+    check(files, f"this Python has no source of its standard library in {root}; name your own text with --sources")
+    return sorted(files, key=Path.as_posix)
+
+
+def text_files(place):
+    path = Path(place).expanduser()
+    check(path.exists(), f"source {place!r} does not exist; a source is FILE:weight, FOLDER:weight, {' or '.join(EMBEDDED)}")
+    if not path.is_dir():
+        return [path]
+    files = [file for file in path.rglob("*") if re.search(r"\.(txt|py|md)(\.gz|\.xz)?$", file.name, re.IGNORECASE)
+             and file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)]  # .git, .venv
+    check(files, f"source {place!r}: no .txt, .py or .md file in that folder, nor .gz or .xz of them")
+    return sorted(files, key=Path.as_posix)  # the file system's own order differs from machine to machine
+
+
+EMBEDDED = {"stdlib:docs": read_docs, "stdlib:code": read_code}
+
+
+def parse_sources(text):
+    """Turn 'FILE_OR_FOLDER:weight,...' into a list of Source. Raises UserError for a source that is not there."""
+    sources = []
+    for item in text.split(","):
+        # The last colon starts a weight only where a number follows: C:\books and stdlib:code have colons of their own.
+        match = re.fullmatch(r"(.*?)(?::([-+]?\d*\.?\d+(?:e[-+]?\d+)?))?", item.strip(), re.IGNORECASE)
+        place, weight = match[1], float(match[2] or 1)
+        check(place, f"sources={text!r} holds an empty source; write FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight")
+        check(0 < weight < math.inf, f"source {place!r}: weight {match[2]} must be above 0")
+        files, read = (stdlib_files(), EMBEDDED[place]) if place in EMBEDDED else (text_files(place), read_pieces)
+        stem = place.split(":")[1] if place in EMBEDDED else Path(place).expanduser().resolve().name.split(".")[0]
+        stem = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()) or "source"
+        names = itertools.chain([stem], (f"{stem}{n}" for n in itertools.count(2)))
+        taken = {source.name for source in sources}
+        sources.append(Source(next(name for name in names if name not in taken), weight, files, read))
+    return sources
+
+
+def pieces(source):
+    """Yield the text of a source in pieces, and None between two documents."""
+    begun = False
+    for path in source.files:
+        for n, piece in enumerate(source.read(path)):
+            if n == 0 and begun:
+                yield None
+            begun = True
+            yield piece

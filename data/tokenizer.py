@@ -1,0 +1,128 @@
+"""Text <-> token ids. Every tokenizer is byte-level BPE run by tiktoken, with one layout of ids:
+
+    0 ... n_text - 1 | EOS | PAD | MASK | 100 sentinels | unused, up to a multiple of 64
+    text tokens        n_text      n_text + 2             vocab_size
+
+The special ids are there before AR pretraining starts, so AR2Diff never has to resize an embedding. They have no spelling:
+no text encodes to one, not even "<|endoftext|>".
+
+    tokenizer = load_tokenizer("bpe")  # or bytes, gpt2, or the path of a ranks file
+    tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
+"""
+import base64
+import difflib
+import hashlib
+from pathlib import Path
+
+from config import UserError, check
+
+N_SENTINELS = 100  # as in T5, for span corruption
+SHIPPED = Path(__file__).parent / "bpe4k.tiktoken"  # made by data/train_bpe.py; 3993 + 103 special ids = 4096
+
+# Text is split into pieces by the first alternative that matches; merges never cross the border of a piece.
+# No alternative looks ahead (linear time on any input), and none takes a newline after anything else, so a text may be cut
+# before the first of some newlines without changing its tokens: data/prepare.py relies on that.
+PATTERN = "|".join([
+    r"[\r\n]+[ \t]*",                          # line ends with the indentation that follows: Python's blocks in one token
+    r" ?\p{L}['’]",                            # d'une, l'homme, I'm; also f'...' and r'...' of Python
+    r"['’](?:s|t|re|ve|m|ll|d)\b",             # don't, she'll; \b keeps 'select' whole
+    r"[ _]?[\p{L}\p{M}]+",                     # a word with the space before it; snake_case by words
+    r"\p{N}",                                  # digits one at a time: numbers can be copied and computed
+    r" ?[^\s\p{L}\p{M}\p{N}]+",                # punctuation, "):" and "==" together
+    r"[^\S\r\n]+",                             # other spaces
+])
+# The pattern of OpenAI's GPT-2, published with its weights.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+class Tokenizer:
+    """Byte-level BPE. `ranks` maps the bytes of each text token to its id; the lower of two ids was merged first."""
+
+    def __init__(self, name, ranks, pattern=PATTERN):
+        self.name = name
+        self.n_text = len(ranks)
+        self.eos, self.pad, self.mask = self.n_text, self.n_text + 1, self.n_text + 2
+        self.sentinels = range(self.n_text + 3, self.n_text + 3 + N_SENTINELS)
+        self.vocab_size = -(-self.sentinels.stop // 64) * 64  # matrix units like multiples of 64
+        # Uniform noise draws from [0, n_noise): whatever a clean target may hold, hence EOS and PAD too, and nothing else.
+        self.n_noise = self.n_text + 2
+        self.hash = self._hash(ranks, pattern)
+        self._encoding = _tiktoken().Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+    def _hash(self, ranks, pattern):
+        digest = hashlib.sha256(f"{pattern}\n{N_SENTINELS} {self.vocab_size}\n".encode())
+        for token in sorted(ranks, key=ranks.get):
+            digest.update(len(token).to_bytes(4, "little") + token)  # the length, or "ab" "c" would hash like "a" "bc"
+        return digest.hexdigest()[:16]
+
+    def encode(self, text):
+        """Return the ids of a text: all of them below n_text, none added at either end."""
+        return self._encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts):
+        """Return [encode(text) for text in texts], by several threads."""
+        return self._encoding.encode_ordinary_batch(texts)
+
+    def decode(self, ids):
+        """Return the text up to the first EOS. Other special ids vanish; bytes that are not UTF-8 become U+FFFD."""
+        ids = [int(i) for i in ids]
+        ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
+        return self._encoding.decode_bytes([i for i in ids if 0 <= i < self.n_text]).decode("utf-8", errors="replace")
+
+
+def load_tokenizer(name):
+    """Return the Tokenizer `bpe`, `bytes`, `gpt2`, or that of a ranks file. Raises UserError when there is none."""
+    if name in _NAMED:
+        return _NAMED[name](name)
+    nearest = difflib.get_close_matches(name, _NAMED, n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    check(Path(name).is_file(), f"tokenizer {name!r} is none of {', '.join(_NAMED)}, and no such ranks file exists{hint}")
+    return Tokenizer(name, read_ranks(name))
+
+
+def _bytes(name):
+    return Tokenizer(name, {bytes([b]): b for b in range(256)})  # no merges: an id is a byte
+
+
+def _gpt2(name):
+    try:
+        encoding = _tiktoken().get_encoding("gpt2")
+    except (OSError, ValueError) as error:  # requests' errors are OSErrors; a ValueError is a bad checksum
+        raise UserError("tokenizer gpt2 needs one download by tiktoken, which failed "
+                        f"({type(error).__name__}); go online once, or use --tokenizer=bpe") from error
+    # GPT-2's own <|endoftext|> is the id after its text tokens, 50256: our EOS, so its trained embedding row stays of use.
+    ranks = {encoding.decode_single_token_bytes(i): i for i in range(encoding.eot_token)}
+    return Tokenizer(name, ranks, GPT2_PATTERN)
+
+
+def read_ranks(path):
+    """Read a ranks file, tiktoken's own format: per line the base64 of a token, a space, its rank."""
+    ranks = {}
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the ranks file {path} ({error.strerror})") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            token, rank = line.split()
+            token, rank = base64.b64decode(token, validate=True), int(rank)
+        except ValueError:
+            raise UserError(f"{path}, line {number}: not a base64 token, a space and a rank (tiktoken's format)") from None
+        check(token and token not in ranks, f"{path}, line {number}: the token is {'there twice' if token else 'empty'}")
+        # Ranks are ids: a gap would be an embedding row without text, and EOS would not be where the layout says.
+        check(rank == number - 1, f"{path}, line {number}: rank {rank} where {number - 1} is due; ranks count up from 0")
+        ranks[token] = rank
+    missing = next((b for b in range(256) if bytes([b]) not in ranks), None)
+    check(missing is None, f"{path}: byte {missing} is no token of its own, so not every text could be encoded")
+    return ranks
+
+
+def _tiktoken():
+    try:
+        import tiktoken  # here, not at the top: whoever lacks it gets one line instead of a traceback
+    except ImportError:
+        raise UserError("tiktoken is not installed: pip install tiktoken") from None
+    return tiktoken
+
+
+_NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)), "bytes": _bytes, "gpt2": _gpt2}

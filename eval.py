@@ -1,0 +1,133 @@
+"""Score a trained model on a task: how good, how sure, how slow.
+
+    python eval.py out/ar2diff_code --data=code --allow_code_execution
+    python eval.py out/ar_multi30k --data=multi30k --n_examples=200
+
+Every line carries what is needed to read it: standard errors, the shares of empty and of unfinished answers, the decoding settings,
+network evaluations and seconds. Generated programs are executed only with --allow_code_execution, and only by sandbox.py.
+"""
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import metrics
+from checkpoint import load_checkpoint
+from config import UserError, check, one_of, parse, run
+from data.dataset import pad_rows, read_meta
+from data.tasks import read_jsonl
+from noise import Noise
+from sample import DecodeConfig, load_writer
+from sandbox import check_canaries, run_many
+
+
+@dataclass(kw_only=True)
+class Config(DecodeConfig):
+    checkpoint: str  # positional: a .pt file or the out_dir of a run
+    data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
+    split: str = "test"  # train, valid or test
+    n_examples: int | None = None  # score the first n only
+    batch_size: int = 16  # examples decoded together; changes speed, never results
+    n_programs: int = 1  # code: programs per problem, for pass@k
+    k: int = 1  # code: the k of pass@k
+    allow_code_execution: bool = False  # run the programs that the model writes: see the warning in sandbox.py
+    out: str | None = None  # JSONL file for inputs, targets and predictions
+
+
+def answer(writer, examples, config):
+    """Return (predictions, facts): n_programs answers per example, and counts of what it took.
+
+    An input longer than the model's canvas gets an empty answer: it is counted, and it scores nothing.
+    """
+    tokenizer, predictions = writer.tokenizer, [[] for _ in examples]
+    inputs = tokenizer.encode_batch([e["input"] for e in examples])
+    fitting = [i for i, ids in enumerate(inputs) if len(ids) <= writer.input_len]
+    facts = dict(too_long=len(examples) - len(fitting), unfinished=0, steps=0, seconds=0.0)
+    for sample in range(config.n_programs):
+        for first in range(0, len(fitting), config.batch_size):
+            rows = fitting[first:first + config.batch_size]
+            batch = pad_rows([(inputs[i], []) for i in rows], tokenizer, writer.input_len, writer.target_len)
+            start = time.perf_counter()
+            drafts = writer.drafts(batch, Noise(config.seed, "decode", sample, rows))
+            answers = drafts[-1].tolist()  # waits for the device
+            facts["seconds"] += time.perf_counter() - start
+            facts["steps"] += len(drafts) * len(rows)
+            facts["unfinished"] += sum(tokenizer.eos not in ids for ids in answers)
+            for i, ids in zip(rows, answers):
+                predictions[i].append(tokenizer.decode(ids))
+    return [p or [""] * config.n_programs for p in predictions], facts
+
+
+def score(metric, predictions, examples, config):
+    """Return {name: (percent, standard error)}, running the programs where the metric is `code`."""
+    if metric != "code":
+        return metrics.METRICS[metric](predictions, examples)
+    check_canaries()
+    jobs = [(program, "\n".join(e["tests"]), e.get("setup", "")) for e, ps in zip(examples, predictions) for program in ps]
+    passed = iter([result.passed for result in run_many(jobs)])
+    per_problem = [[next(passed) for _ in ps] for ps in predictions]
+    return metrics.code_scores(per_problem, [config.k]) | metrics.exact_scores(predictions, examples)
+
+
+def evaluate(config):
+    """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
+    for name in ("n_programs", "k", "batch_size"):
+        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    check(config.n_examples is None or config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
+    check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
+    trained_on = load_checkpoint(config.checkpoint)["config"]["data"]
+    path, meta = read_meta(config.data or trained_on)
+    check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer")
+    metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
+    check(metric != "code" or config.allow_code_execution,
+          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
+    one_of("split", config.split, ("train", "valid", "test"))
+    writer = load_writer(config.checkpoint, config)
+    check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
+    examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+    if metric == "code":
+        check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
+    predictions, facts = answer(writer, examples, config)
+    if config.out:
+        write_predictions(config.out, examples, predictions)
+    n, n_answers = len(examples), len(examples) * config.n_programs
+    return dict(scores=score(metric, predictions, examples, config), n=n, metric=metric, data=str(path), split=config.split,
+                signature=metrics.bleu_signature(examples) if metric == "bleu" else None,
+                empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
+                unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
+                evaluations=facts["steps"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
+                seconds=facts["seconds"] / n_answers, options=writer.options, process=writer.process.name,
+                checkpoint=config.checkpoint, seed=config.seed, torch=torch.__version__, device=str(writer.device))
+
+
+def write_predictions(path, examples, predictions):
+    rows = [{"input": e["input"], "target": e["target"], "predictions": p} for e, p in zip(examples, predictions)]
+    try:
+        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write --out={path}: {error.strerror}") from error
+
+
+def report(result):
+    """Return the lines that describe a result."""
+    options = ", ".join(f"{k} {v}" for k, v in result["options"].items())
+    lines = [f"{result['checkpoint']} ({result['process']}; {options}; seed {result['seed']}) on {result['n']} {result['split']} examples "
+             f"of {result['data']}, torch {result['torch']}, {result['device']}"]
+    lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in result["scores"].items()]
+    lines += [f"  empty {result['empty']:.1f} %, unfinished {result['unfinished']:.1f} %, input too long {result['too_long']}",
+              f"  {result['evaluations']:.1f} network evaluations x {result['options']['n_samples']} samples, "
+              f"{result['seconds']:.4f} s per answer (decoding only, in batches)"]
+    return lines + ([f"  {result['signature']}"] if result["signature"] else [])
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    result = evaluate(config)
+    print("\n".join(report(result)))
+    return result | {"config": asdict(config)}
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,132 @@
+"""Scores for eval.py: BLEU, the SQuAD exact match and F1, pass@k, plain exact match, each with its standard error.
+
+Every score this file returns is in percent, 0 to 100, and so is its standard error: one unit of luck of the test set.
+It is nan for a test set of one example, which says nothing about luck.
+
+    scores = METRICS[metric](predictions, examples)     # {name: (score, standard error)}
+
+predictions[i] lists the answers to examples[i] (one, or several samples), and examples[i] is a dict with a `target` and
+perhaps several `references`. Code is scored by what sandbox.py reports: code_scores(passed, ks).
+"""
+import collections
+import math
+import re
+import statistics
+import string
+
+from config import UserError, check
+
+
+def standard_error(values):
+    """Return the standard error of the mean, sqrt(sum (v - mean)^2 / (n - 1) / n); nan for a single value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def bleu(hypotheses, references):
+    """Return (score, standard error, signature) of a corpus, where references[i] lists the gold texts of hypotheses[i].
+
+    The score is sacreBLEU's with its default settings, which the signature records: BLEU without it cannot be compared.
+    (By its definition a corpus without a single 4-gram scores 0, perfect or not.)
+    The standard error is the delete-one jackknife over sentences, sqrt((n - 1) / n * sum (b_i - mean b)^2), with b_i the BLEU
+    of the corpus without sentence i. BLEU is no mean of sentence scores, but a smooth function of summed n-gram counts, for
+    which the jackknife agrees with the bootstrap; it needs no seed, and n evaluations where the bootstrap takes 1000.
+    """
+    try:
+        from sacrebleu.metrics import BLEU  # here, because nothing else needs it
+    except ImportError:
+        raise UserError("BLEU is computed by sacrebleu, which is not installed: pip install sacrebleu") from None
+    check(hypotheses, "no predictions to score")
+    metric = BLEU()
+    # sacreBLEU wants one stream per reference number; None fills up where a sentence has fewer references than another.
+    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
+    score = metric.corpus_score(hypotheses, streams).score
+
+    per_sentence = BLEU(effective_order=True)  # used for its counts only; effective_order just silences a warning
+    parts = [per_sentence.sentence_score(hyp, refs) for hyp, refs in zip(hypotheses, references)]
+    counts = [(*part.counts, *part.totals, part.sys_len, part.ref_len) for part in parts]
+    sums = [sum(column) for column in zip(*counts)]
+    without = []
+    for row in counts:
+        *ngrams, sys_len, ref_len = [s - r for s, r in zip(sums, row)]
+        without.append(BLEU.compute_bleu(ngrams[:4], ngrams[4:], sys_len, ref_len, smooth_method="exp").score)
+    n = len(without)
+    error = (n - 1) / math.sqrt(n) * statistics.stdev(without) if n > 1 else math.nan  # stdev has the other 1/(n - 1)
+    return score, error, str(metric.get_signature())
+
+
+def _normalise(text):
+    """Return the words of an answer as the SQuAD v1.1 evaluation sees them: lower case, no punctuation, no articles."""
+    # Only ASCII punctuation goes, and it goes before the articles ("a.b" becomes the word "ab"): that is the official order.
+    text = "".join(char for char in text.lower() if char not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def _f1(words, gold):
+    """Return the harmonic mean of precision and recall of a bag of words, as a share."""
+    n_common = sum((collections.Counter(words) & collections.Counter(gold)).values())
+    # Two empty bags (an answer of articles or punctuation) share no word: v1.1 gives F1 0 there, beside an exact match of 1.
+    return 2 * n_common / (len(words) + len(gold)) if n_common else 0.0
+
+
+def exact_match_and_f1(prediction, references):
+    """Return the SQuAD v1.1 (exact match, F1), each the best over the references (Rajpurkar et al. 2016, section 6)."""
+    words, golds = _normalise(prediction), [_normalise(text) for text in references]
+    return 100.0 * max(words == gold for gold in golds), 100.0 * max(_f1(words, gold) for gold in golds)
+
+
+def pass_at_k(n, c, k):
+    """Return the chance that k of n samples, drawn without replacement, hold one of the c correct: 1 - C(n-c, k) / C(n, k).
+
+    The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1). Whole numbers until the one division, so it is
+    exact for any n. 1 - (1 - c/n)^k, the tempting shortcut, is biased. Raises UserError where it is not defined (n < k).
+    """
+    check(0 <= c <= n, f"pass@k: {c} correct of {n} samples cannot be")
+    check(1 <= k <= n, f"pass@{k} needs at least {max(k, 1)} samples per problem and k >= 1, there are {n} samples")
+    return 100 * (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
+
+
+def _means(columns):
+    """Turn {name: one value per example} into {name: (mean, standard error)}."""
+    check(all(len(values) > 0 for values in columns.values()), "no predictions to score")
+    return {name: (statistics.fmean(values), standard_error(values)) for name, values in columns.items()}
+
+
+def _references(example):
+    return example.get("references") or [example["target"]]
+
+
+def exact_scores(predictions, examples):
+    """Score strings that must equal a reference, apart from space at the ends; several samples count by their share."""
+    check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
+    shares = []
+    for texts, example in zip(predictions, examples):
+        gold = {text.strip() for text in _references(example)}
+        shares.append(100.0 * statistics.fmean(text.strip() in gold for text in texts))
+    return _means({"exact_match": shares})
+
+
+def translation_scores(predictions, examples):
+    """Score the first prediction of each example by BLEU, and all of them by plain exact match."""
+    exact = exact_scores(predictions, examples)
+    score, error, _ = bleu([texts[0] for texts in predictions], [_references(example) for example in examples])
+    return {"bleu": (score, error), **exact}
+
+
+def bleu_signature(examples):
+    """Return the sacreBLEU signature to print beside a score on these examples."""
+    return bleu([""] * len(examples), [_references(example) for example in examples])[2]
+
+
+def qa_scores(predictions, examples):
+    """Score the first prediction of each example as SQuAD does (f1, squad_em), and all of them by plain exact match."""
+    exact = exact_scores(predictions, examples)
+    pairs = [exact_match_and_f1(texts[0], _references(example)) for texts, example in zip(predictions, examples)]
+    return {**_means({"f1": [f1 for _, f1 in pairs], "squad_em": [em for em, _ in pairs]}), **exact}
+
+
+def code_scores(passed, ks):
+    """Return pass@k for every k, where passed[i] lists which samples of problem i passed; the error is over problems."""
+    return _means({f"pass@{k}": [pass_at_k(len(row), sum(row), k) for row in passed] for k in ks})
+
+
+METRICS = {"bleu": translation_scores, "qa": qa_scores, "exact": exact_scores}  # "code" has to be run first: code_scores

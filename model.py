@@ -1,0 +1,220 @@
+"""One Transformer for both kinds of model: what makes it autoregressive or a diffusion model is decided by its caller.
+
+    context = model.encode(inputs)                              # the conditioning text, never noised
+    logits  = model.decode(y, context, attention="causal")      # AR:        y = [start, x0[:-1]]
+    logits  = model.decode(y, context, attention="bidirectional")  # diffusion: y = xt, the noised targets
+
+In both calls logits[:, i] predicts x0[:, i]. AR2Diff (arXiv 2401.17181, Figure 2) is therefore two changed arguments: what is
+fed as y, and the attention pattern. The same weights serve both, and no tensor is added or removed.
+
+Inputs never see targets (except in the `full` pattern), so their keys and values do not depend on y. encode() computes them once;
+decode() reuses them for both SUNDAE passes, for all denoising steps and all samples, and AR decoding extends them token by token.
+
+Shapes: B sequences, S input columns, T target columns, L = S + T, C width, H heads, D = C / H, V vocabulary.
+Inputs are padded on the left and targets on the right, so column S is always the border.
+"""
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from config import UserError, one_of
+
+INPUTS_ATTENTION = ("causal", "bidirectional", "full")  # full: inputs also see the targets
+TARGETS_ATTENTION = ("causal", "bidirectional")
+
+# Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
+SIZES = {
+    "tiny": (4, 128, 4),      # 0.8M backbone, minutes on a laptop CPU
+    "mini": (6, 384, 6),      # 11M, nanoGPT's Shakespeare model
+    "base": (12, 768, 12),    # 85M, GPT-2 small
+    "large": (24, 1024, 16),  # 302M
+    "xl": (24, 2048, 32),     # 1.2B
+}
+
+
+@dataclass
+class ModelConfig:
+    size: str | None = None  # tiny, mini, base, large, xl, or LAYERSxWIDTHxHEADS as 4x128x4; default: the checkpoint's, else tiny
+    dropout: float = 0.0  # share of activations dropped on each residual branch, while training
+
+
+def shape_of(size):
+    """Return (n_layer, width, n_head) for a preset name or a LAYERSxWIDTHxHEADS string. Raises UserError."""
+    if size in SIZES:
+        return SIZES[size]
+    parts = size.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"size={size!r} is neither one of {', '.join(SIZES)} nor LAYERSxWIDTHxHEADS such as 4x128x4")
+    n_layer, width, n_head = map(int, parts)
+    if width % n_head or (width // n_head) % 2:
+        raise UserError(f"size={size!r}: width {width} must be a multiple of twice the number of heads, {2 * n_head}")
+    return n_layer, width, n_head
+
+
+@dataclass
+class Context:
+    """What decode() needs to know of the inputs: one (B, H, S, D) key and value tensor per layer (none where S = 0)."""
+    keys: list  # n_layer x (B, H, S, D)
+    values: list  # n_layer x (B, H, S, D)
+    pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding, which keeps attention free of masks
+    length: int = 0  # columns cached so far: S, and more once AR decoding has extended the cache
+    inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
+
+    def repeat(self, n):
+        """Return the context with every row n times in a row: n samples share one encoding of their input."""
+        rows = lambda x: None if x is None else x.repeat_interleave(n, dim=0)
+        return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values],
+                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs))
+
+
+def attention_mask(n_query, n_key, causal, pad_mask):
+    """Return (mask, is_causal) for scaled_dot_product_attention; the queries are the last n_query of the n_key positions.
+
+    The mask is bool, True = may be seen, or None where SDPA needs none, which is what keeps its fastest kernels. A causal
+    block of queries behind a context needs the lower-right alignment; SDPA's own is_causal aligns to the upper left.
+    A query always sees itself: a row that is masked as a whole would be NaN.
+    """
+    if pad_mask is None and (not causal or n_query == 1):
+        return None, False
+    if pad_mask is None and n_query == n_key:
+        return None, True
+    device = None if pad_mask is None else pad_mask.device
+    mask = torch.ones(n_query, n_key, dtype=torch.bool, device=device)  # (T, L)
+    if causal:
+        mask = mask.tril(diagonal=n_key - n_query)
+    if pad_mask is not None:
+        self_mask = torch.eye(n_key, dtype=torch.bool, device=device)[-n_query:]
+        seen = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)  # (B, L): targets are never masked
+        mask = (mask & seen[:, None, None, :]) | self_mask  # (B, 1, T, L)
+    return mask, False
+
+
+def rotary_angles(start, n, head_dim, device, base=10000.0):
+    """Return cos and sin, each (n, D/2), of the rotary angles of columns start .. start+n-1 (RoFormer, arXiv 2104.09864)."""
+    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotate each pair (x[i], x[i + D/2]) by its column's angle; scores then depend on distances only, so padding shifts nothing."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+
+
+def rms_norm(x):
+    """RMSNorm over the last dimension (arXiv 1910.07467). No gain: the linear layer behind it can hold one."""
+    return F.rms_norm(x, x.shape[-1:])
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, width, n_head, dropout):
+        super().__init__()
+        self.n_head, self.head_dim = n_head, width // n_head
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_in = nn.Linear(width, 4 * width, bias=False)
+        self.mlp_out = nn.Linear(4 * width, width, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x, rotary, mask, is_causal, past=None):
+        """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
+        B, T, C = x.shape
+        qk, v = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim).permute(2, 0, 3, 1, 4).split((2, 1))
+        q, k = rotate(rms_norm(qk), *rotary)                                             # 2 x (B, H, T, D); QK-norm bounds scores
+        v = v[0]
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
+        a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
+        x = x + self.dropout(self.attention_out(a))
+        h = F.relu(self.mlp_in(rms_norm(x))); h = h * h                                    # (B, T, 4C)
+        return x + self.dropout(self.mlp_out(h)), (k, v)
+
+
+class Transformer(nn.Module):
+    """Decoder-only Transformer: rotary positions, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
+
+    def __init__(self, vocab_size, n_layer, width, n_head, dropout=0.0):
+        super().__init__()
+        self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head)  # goes into the checkpoint
+        self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: tied by use, so no copy can come loose
+        self.blocks = nn.ModuleList(Block(width, n_head, dropout) for _ in range(n_layer))
+        self.dropout = nn.Dropout(dropout)
+        self.init_weights()
+
+    def init_weights(self):
+        n_layer, width = self.shape["n_layer"], self.shape["width"]
+        nn.init.normal_(self.embedding.weight, std=0.02)  # small, so that the first loss is log V
+        for block in self.blocks:
+            for linear in (block.qkv, block.mlp_in):
+                nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
+            for linear in (block.attention_out, block.mlp_out):  # 2 n_layer of these add up in the residual stream
+                nn.init.normal_(linear.weight, std=linear.in_features ** -0.5 / (2 * n_layer) ** 0.5)
+
+    def n_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def embed(self, tokens):
+        # Normalised at once: the tied embedding starts small for the sake of the logits.
+        return self.dropout(rms_norm(self.embedding(tokens)))
+
+    def rotary(self, start, n):
+        return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
+
+    def encode(self, inputs, pad_mask=None, attention="causal"):
+        """Encode the inputs once for any number of decode() calls.
+
+        inputs (B, S) tokens, padded on the left; S = 0 makes a plain language model. pad_mask (B, S) bool, True = padding, or None.
+        attention: causal (the paper's AR stage), bidirectional, or full (inputs also see the targets; nothing can be cached).
+        """
+        one_of("inputs attention", attention, INPUTS_ATTENTION)
+        n_layer, S = len(self.blocks), inputs.size(1)
+        if S == 0 or attention == "full":
+            return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
+        x, rotary = self.embed(inputs), self.rotary(0, S)                               # (B, S, C)
+        mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask)
+        keys, values = [], []
+        for block in self.blocks:
+            x, (k, v) = block(x, rotary, mask, is_causal)                               # (B, S, C)
+            keys.append(k)
+            values.append(v)
+        return Context(keys, values, pad_mask, length=S)
+
+    def decode(self, y, context, attention, extend=False):
+        """Return logits (B, T, V) for the targets y (B, T), which see the context and, causally or not, each other.
+
+        extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
+        """
+        one_of("targets attention", attention, TARGETS_ATTENTION)
+        if context.inputs is not None:
+            return self._decode_full(y, context, attention)
+        T = y.size(1)
+        x, rotary = self.embed(y), self.rotary(context.length, T)                       # (B, T, C)
+        mask, is_causal = attention_mask(T, context.length + T, attention == "causal", context.pad_mask)
+        mask = mask if mask is None else mask.to(y.device)
+        for i, block in enumerate(self.blocks):
+            past = None if context.keys[i] is None else (context.keys[i], context.values[i])
+            x, (k, v) = block(x, rotary, mask, is_causal, past)                         # (B, T, C)
+            if extend:
+                context.keys[i], context.values[i] = k, v
+        if extend:
+            context.length += T
+        return self.logits(x)                                                           # (B, T, V)
+
+    def _decode_full(self, y, context, attention):
+        """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
+        if attention != "bidirectional":
+            raise UserError("inputs attention 'full' needs bidirectional targets: inputs that see the targets leak them to an AR model")
+        x = self.embed(torch.cat((context.inputs, y), dim=1))                           # (B, L, C)
+        mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask)
+        for block in self.blocks:
+            x, _ = block(x, self.rotary(0, x.size(1)), mask, is_causal)
+        return self.logits(x[:, -y.size(1):])                                           # (B, T, V)
+
+    def logits(self, x):
+        return F.linear(rms_norm(x), self.embedding.weight)

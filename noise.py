@@ -1,0 +1,48 @@
+"""Random numbers that are a pure function of (seed, stream, step, index of the sequence in the global batch).
+
+They do not depend on rank, world size, batch split or device, so 1 x 8, 2 x 4 and accumulated runs see the same data and the same
+noise, resuming is exact, and a sample does not change with the batch it is drawn in. numpy's counter-based Philox
+(Salmon et al. 2011) gives every sequence a generator of its own at no cost in state.
+"""
+import numpy as np
+import torch
+
+STREAMS = {"train": 0, "valid": 1, "decode": 2, "order": 3}
+
+
+class Noise:
+    """Random numbers for a batch of B sequences; row b is a stream of its own. Results are CPU tensors with B rows."""
+
+    def __init__(self, seed, stream, step, indices):
+        self.key = (seed, STREAMS[stream])
+        self.counters = [(0, 0, int(index), step) for index in indices]  # Philox counts up in the first word only
+        self.rows = [np.random.Generator(np.random.Philox(key=self.key, counter=c)) for c in self.counters]
+
+    def split(self, n):
+        """Return noise for n samples of each row, B * n rows in the order of Context.repeat()."""
+        child = Noise.__new__(Noise)
+        child.key = self.key
+        child.counters = [(0, sample + 1, index, step) for (_, _, index, step) in self.counters for sample in range(n)]
+        child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
+        return child
+
+    def uniform(self, *shape):
+        """Return float64 numbers in [0, 1), (B, *shape)."""
+        return torch.from_numpy(np.stack([row.random(shape) for row in self.rows]))
+
+    def integers(self, high, *shape):
+        """Return int64 numbers in [0, high), (B, *shape)."""
+        return torch.from_numpy(np.stack([row.integers(0, high, shape) for row in self.rows]))
+
+    def categorical(self, logits, temperature):
+        """Draw one token per position from softmax(logits / temperature); temperature 0 is the argmax.
+
+        logits (B, T, V) -> (B, T) int64 on their device. By inverting the cumulative distribution, summed in float64: one uniform
+        number a position, and none of the tail is lost, as it is with Gumbel noise in float32 (arXiv 2409.02908).
+        """
+        if temperature == 0:
+            return logits.argmax(-1)
+        probs = torch.softmax(logits.float() / temperature, dim=-1)
+        cumulative = probs.cumsum(-1, dtype=torch.float64)
+        u = self.uniform(logits.size(1)).to(logits.device)[..., None] * cumulative[..., -1:]  # (B, T, 1)
+        return torch.searchsorted(cumulative, u, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)

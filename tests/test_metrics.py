@@ -1,0 +1,169 @@
+"""metrics.py against the reference library, closed forms, enumeration, and results worked out by hand."""
+import builtins
+import itertools
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+
+import metrics
+from config import UserError
+
+sacrebleu = pytest.importorskip("sacrebleu", reason="BLEU is compared with sacrebleu")
+
+GOLD = ["Two young men are outside near many bushes.", "Several men in hard hats operate a giant pulley system.",
+        "A little girl climbs into a wooden playhouse.", "A man in a blue shirt is standing on a ladder, cleaning a window."]
+
+
+def corpus(n, seed=0):
+    """n pairs of a hypothesis and its one or two references: sentences with some of their words lost, swapped or changed."""
+    rng = random.Random(seed)
+    hypotheses, references = [], []
+    for _ in range(n):
+        words = [f"w{min(int(rng.expovariate(0.1)), 60)}" for _ in range(rng.randint(4, 20))]
+        noisy = [[word if rng.random() < 0.85 else "other" for word in words if rng.random() < 0.95] for _ in range(2)]
+        hypotheses.append(" ".join(noisy[0]))
+        references.append([" ".join(words), " ".join(noisy[1])][:rng.randint(1, 2)])
+    return hypotheses, references
+
+
+def test_gold_scores_100_and_empty_0_in_every_metric():
+    examples = [{"target": text} for text in GOLD]
+    for score in metrics.METRICS.values():
+        for name, (value, error) in score([[text] for text in GOLD], examples).items():
+            assert value == pytest.approx(100, abs=1e-9), name
+            assert error == pytest.approx(0, abs=1e-9), name
+        for name, (value, error) in score([[""]] * len(GOLD), examples).items():
+            assert value == 0 and error == 0, name
+    assert metrics.code_scores([[True, True], [True, True]], [1, 2]) == {"pass@1": (100, 0), "pass@2": (100, 0)}
+    assert metrics.code_scores([[False, False], [False, False]], [1, 2]) == {"pass@1": (0, 0), "pass@2": (0, 0)}
+
+
+def test_bleu_of_a_tiny_corpus_is_the_one_worked_out_by_hand():
+    """5 words, of which 4 are right; the 3-gram "a b c" and the 4-gram "a b c d" once each.
+
+    hypothesis a b c d x, reference a b c d e f: precisions 4/5, 3/4, 2/3, 1/2, brevity penalty exp(1 - 6/5).
+    """
+    score, error, _ = metrics.bleu(["a b c d x"], [["a b c d e f"]])
+    assert score == pytest.approx(100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, abs=1e-9)
+    assert math.isnan(error)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bleu_is_what_sacrebleu_says_with_one_or_more_references(seed):
+    hypotheses, references = corpus(60, seed)
+    streams = [[refs[0] for refs in references], [refs[1] if len(refs) > 1 else None for refs in references]]
+    metric = sacrebleu.BLEU()
+    expected = metric.corpus_score(hypotheses, streams)
+    score, _, signature = metrics.bleu(hypotheses, references)
+    assert 20 < score < 90 and score == expected.score
+    assert signature == str(metric.get_signature()) and "nrefs:var" in signature
+    single = metrics.bleu(hypotheses, [refs[:1] for refs in references])
+    assert single[0] == sacrebleu.corpus_bleu(hypotheses, [streams[0]]).score and "nrefs:1" in single[2]
+
+
+def test_the_error_of_bleu_is_the_jackknife_by_definition():
+    hypotheses, references = corpus(40)
+    n = len(hypotheses)
+    streams = [[refs[0] for refs in references], [refs[1] if len(refs) > 1 else None for refs in references]]
+    without = [sacrebleu.corpus_bleu(hypotheses[:i] + hypotheses[i + 1:], [refs[:i] + refs[i + 1:] for refs in streams]).score
+               for i in range(n)]
+    expected = math.sqrt((n - 1) / n * np.sum((without - np.mean(without)) ** 2))
+    assert metrics.bleu(hypotheses, references)[1] == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_error_of_bleu_agrees_with_the_bootstrap_of_sacrebleu():
+    hypotheses, references = corpus(300)
+    report = sacrebleu.BLEU().corpus_score(hypotheses, [[refs[0] for refs in references]], n_bootstrap=1000).format(width=4)
+    half_of_95_percent = float(re.search(r"± ([\d.]+)", report)[1])
+    error = metrics.bleu(hypotheses, [refs[:1] for refs in references])[1]
+    assert error == pytest.approx(half_of_95_percent / 1.96, rel=0.15)
+
+
+def test_without_sacrebleu_one_line_says_what_to_install(monkeypatch):
+    original = builtins.__import__
+
+    def no_sacrebleu(name, *args, **kwargs):
+        if name.startswith("sacrebleu"):
+            raise ImportError(name)
+        return original(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, "__import__", no_sacrebleu)
+    with pytest.raises(UserError, match="pip install sacrebleu"):
+        metrics.bleu(["a"], [["a"]])
+
+
+@pytest.mark.parametrize("prediction, references, exact, f1", [
+    ("Denver Broncos", ["Denver Broncos"], 100, 100),
+    ("the Denver  Broncos!", ["denver broncos"], 100, 100),                             # article, space, punctuation, case
+    ("Broncos", ["Denver Broncos", "The Broncos"], 100, 100),                           # the best of several references
+    ("Broncos team", ["Denver Broncos", "Carolina Panthers"], 0, 50),                   # P 1/2, R 1/2
+    ("in Santa Clara, California", ["Santa Clara", "Levi's Stadium in Santa Clara"], 0, 200 / 3),   # 2/4 and 2/2; 3/4 and 3/5
+    ("big big cat", ["big big big"], 0, 100 * 2 / 3),                                   # a word counts as often as in both
+    ("a an the", ["The"], 100, 0),                                                      # nothing left: EM 1, yet F1 0 in v1.1
+    ("...", ["!"], 100, 0),
+    ("", ["Denver"], 0, 0),
+    ("theatre", ["atre"], 0, 0),                                                        # articles are whole words
+    ("a.b", ["ab"], 100, 100),                                                          # punctuation goes without a space
+    ("the-end", ["theend"], 100, 100),                                                  # and before the articles
+    ("ÉCOLE  normale", ["école normale"], 100, 100),                                    # unicode case
+    ("«école»", ["école"], 0, 0),                                                       # unicode punctuation stays
+    ("10 000", ["10,000", "10000"], 0, 0),
+    ("\tan\u00a0apple\n", ["apple"], 100, 100),                                         # any white space
+])
+def test_exact_match_and_f1_are_those_of_squad(prediction, references, exact, f1):
+    assert metrics.exact_match_and_f1(prediction, references) == pytest.approx((exact, f1), abs=1e-9)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_program():
+    for n in range(1, 8):
+        for c, k in itertools.product(range(n + 1), range(1, n + 1)):
+            subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert metrics.pass_at_k(n, c, k) == pytest.approx(100 * sum(map(any, subsets)) / len(subsets), abs=1e-12)
+
+
+def test_pass_at_k_is_exact_for_many_samples():
+    assert metrics.pass_at_k(1_000_000, 1, 1) == 100 / 1_000_000
+    for n, c, k in [(10_000, 1, 80), (10_000, 37, 100), (5_000, 4_000, 2_500)]:
+        miss = sum(math.log1p(-k / i) for i in range(n - c + 1, n + 1)) if c <= n - k else -math.inf  # the paper's product
+        assert metrics.pass_at_k(n, c, k) == pytest.approx(-100 * math.expm1(miss), rel=1e-9)
+
+
+@pytest.mark.parametrize("n, c, k", [(4, 2, 5), (0, 0, 1), (4, 5, 1), (4, -1, 1), (4, 2, 0)])
+def test_pass_at_k_refuses_what_is_not_defined(n, c, k):
+    with pytest.raises(UserError):
+        metrics.pass_at_k(n, c, k)
+
+
+def test_the_standard_error_is_that_of_numpy():
+    values = np.random.default_rng(0).normal(size=37)
+    assert metrics.standard_error(list(values)) == pytest.approx(values.std(ddof=1) / math.sqrt(37), rel=1e-12)
+    assert math.isnan(metrics.standard_error([1.0]))
+
+
+def test_code_scores_are_means_over_problems_with_the_error_over_problems():
+    passed = [[True, False, False, False], [False] * 4, [True] * 4]
+    scores = metrics.code_scores(passed, [1, 2])
+    assert scores["pass@1"] == pytest.approx((100 * 1.25 / 3, np.std([25, 0, 100], ddof=1) / math.sqrt(3)))
+    assert scores["pass@2"] == pytest.approx((50, np.std([50, 0, 100], ddof=1) / math.sqrt(3)))
+
+
+def test_scores_of_a_task_use_all_references_and_name_their_parts():
+    examples = [{"target": "blue", "references": ["Blue", "dark blue"]}, {"target": "on the roof"}, {"target": "roof"}]
+    scores = metrics.qa_scores([["dark blue\n"], ["on the red roof"], ["The roof"]], examples)
+    assert {name: value for name, (value, _) in scores.items()} == pytest.approx(
+        {"f1": (100 + 80 + 100) / 3, "squad_em": 200 / 3, "exact_match": 100 / 3})
+    assert metrics.exact_scores([["x", "blue", "Blue", "y"], [" on the roof"]], examples[:2])["exact_match"][0] == 62.5
+    assert list(metrics.translation_scores([["a"], ["b"]], examples[:2])) == ["bleu", "exact_match"]
+    assert metrics.bleu_signature(examples).startswith("nrefs:var|")
+
+
+def test_nothing_to_score_and_uneven_lists_are_errors():
+    for score in metrics.METRICS.values():
+        with pytest.raises(UserError, match="no predictions"):
+            score([], [])
+        with pytest.raises(UserError, match="1 predictions for 2 examples"):
+            score([["a"]], [{"target": "a"}] * 2)
+    with pytest.raises(UserError, match="no predictions"):
+        metrics.code_scores([], [1])

@@ -1,0 +1,278 @@
+"""sandbox.py: right programs pass, wrong and harmful ones neither pass nor survive; on Linux each layer alone, too."""
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+
+import sandbox
+from config import UserError
+
+TESTS = "assert f(1) == 2\nassert f(2) == 3\ndone = True\n"  # the last line is where a trace function could jump to
+RIGHT = "\ndef f(x): return x + 1\n"
+WRONG = "\ndef f(x): return x\n"
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks for survivors in /proc and relies on Linux limits")
+
+
+def survivors(folder):
+    """Return the pids whose environment names a working folder below `folder`, as that of each sandboxed process does."""
+    pids = []
+    for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if f"TMPDIR={folder}".encode() in file.read():
+                    pids.append(int(pid))
+        except OSError:
+            pass
+    return pids
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path_factory, monkeypatch):
+    """A place of its own for the working folders of one test, after which it must be empty and nobody left."""
+    path = tmp_path_factory.mktemp("sandbox")
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    yield path
+    left = survivors(path)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "a process outlived the run that started it"
+    assert not list(path.glob("ar2diff_*")), "a working folder was left behind"
+
+
+def without(monkeypatch, *layers):
+    """Take layers of the sandbox away, so that the others have to hold alone."""
+    for layer in layers:
+        monkeypatch.setattr(sandbox, "_SOURCE", sandbox._SOURCE + f"\ndef {layer}(*arguments): pass\n")
+
+
+def run(program, tests=TESTS, timeout=5.0, **kwargs):
+    return sandbox.run_program(program, tests, timeout=timeout, **kwargs)
+
+
+@pytest.mark.parametrize("program", [
+    RIGHT,
+    "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'int'\ndef f(x): return dataclasses.replace(A(x), x=x+1).x",
+    "import codecs, decimal, json, statistics, string, typing\nassert codecs.encode('a', 'rot13') == 'n'" + RIGHT,
+    "with open('notes', 'w') as file: print('é', file=file)\nimport os\nos.remove('notes')" + RIGHT,
+    "import tempfile\nprint('a lot ' * 10000)\nopen('/dev/null', 'w')" + RIGHT,
+    "if __name__ == '__main__': input()" + RIGHT,
+    "def f(x):\n    try:\n        raise SystemExit\n    except BaseException:\n        return x + 1",
+    "def g(n): return n and 1 + g(n - 1)\ndef f(x): return x + (g(900) == 900)",
+    "from __future__ import annotations\nsorted = max = None" + RIGHT,
+])
+def test_a_right_program_passes(program):
+    assert run(program) == sandbox.Result(True, "passed")
+
+
+def test_setup_runs_first_and_in_the_same_names():
+    assert run("def f(x): return x + one", setup="one = 1").passed
+
+
+# Every open descriptor, so the one for the verdict too.
+EVERYWHERE = "import os, contextlib\nfor fd in range(50):\n  with contextlib.suppress(OSError): os.write(fd, "
+BAD = {
+    "wrong": (WRONG, "AssertionError"),
+    "empty": ("", "NameError"),
+    "syntax error": ("def f(x) return x", "SyntaxError"),
+    "null byte": ("x = '\0'" + RIGHT, "null byte"),
+    "lone surrogate": ("x = '\ud800'" + RIGHT, "UnicodeEncodeError"),
+    "swallows the tests": (RIGHT + 'x = """', "SyntaxError"),
+    "endless recursion": ("def f(x): return f(x) + 1", "RecursionError"),
+    "recursion without limit": ("import sys\nsys.setrecursionlimit(10 ** 9)\ndef f(x): return sorted([x], key=f)", ""),
+    "os._exit": ("import os\nos._exit(0)", "exit code 0"),
+    "os._exit in the tested function": ("import os\ndef f(x): os._exit(0)", "exit code 0"),
+    "sys.exit": ("import sys\nsys.exit(0)", "SystemExit"),
+    "SystemExit in the tested function": ("def f(x): raise SystemExit", "SystemExit"),
+    "KeyboardInterrupt": ("def f(x): raise KeyboardInterrupt", "KeyboardInterrupt"),
+    "atexit": ("import atexit, os\natexit.register(os._exit, 0)" + WRONG, "AssertionError"),
+    "thread that exits": ("import threading\nthreading.Thread(target=exit).start()" + WRONG, ""),
+    "prints a pass": ("print('passed', True, 'OK', 0, flush=True)" + WRONG, "AssertionError"),
+    "writes a pass everywhere": (EVERYWHERE + "b'passed')" + WRONG, "passedAssertionError"),
+    "writes what stdin was": ("import os, re\nos.lseek(0, 0, 0)\nfound = re.search(rb\"_child.*?'(.*?)'\", os.read(0, 99999))\n" +
+                              EVERYWHERE + "found[1])\nos._exit(0)", "TypeError"),
+    "AssertionError": ("import builtins\nbuiltins.AssertionError = AssertionError = KeyError" + WRONG, "AssertionError"),
+    "exceptions are not caught": ("import builtins\nbuiltins.BaseException = ()" + WRONG, "AssertionError"),
+    "excepthook": ("import sys\nsys.excepthook = sys.unraisablehook = lambda *a: None" + WRONG, "AssertionError"),
+    "__debug__": ("__debug__ = False" + WRONG, "SyntaxError"),
+    "builtins.__debug__": ("import builtins\nvars(builtins)['__debug__'] = False" + WRONG, "AssertionError"),
+    "exec does nothing": ("import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None" + WRONG, "AssertionError"),
+    "os.write is patched": ("import os\nos.write = os._exit = lambda *a: None" + WRONG, "AssertionError"),
+    "trace jumps": ("import sys\ndef trace(frame, event, arg):\n"
+                    "    if frame.f_code.co_filename == 'tests' and event == 'line':\n        frame.f_lineno = 3\n    return trace\nsys.settrace(trace)" + WRONG, "AssertionError"),
+    "stdin": ("input()" + RIGHT, "EOFError"),
+    "memory bomb": ("x = bytearray(1 << 36)" + RIGHT, "MemoryError"),
+    "slow memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))" + RIGHT, "MemoryError"),
+    "giant output": ("while True: print('x' * (1 << 20))" + RIGHT, "File too large"),
+    "giant output everywhere": (EVERYWHERE + "b'x' * (1 << 25))" + WRONG, "xxx"),
+    "fork bomb": ("import os\nwhile True: os.fork()" + RIGHT, "refused: os.fork"),
+    "stubborn fork bomb": ("import os\nwhile True:\n  try: os.fork()\n  except BaseException: pass" + RIGHT, "refused: os.fork"),
+    "socket": ("import socket\nsocket.socket()" + RIGHT, "refused: socket"),
+    "ctypes": ("import ctypes\nctypes.CDLL(None)" + RIGHT, "refused: ctypes"),
+    "kill": ("import os\nos.kill(os.getppid(), 9)" + RIGHT, "refused: os.kill"),
+    "without asserts": ("import os, sys\nos.execv(sys.executable, [sys.executable, '-O'])" + RIGHT, "refused: os.exec"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_program_fails_quickly_and_for_its_own_reason(name):
+    program, reason = BAD[name]
+    result = run(program, timeout=10.0)
+    assert not result.passed and result.reason != "timeout" and len(result.reason) <= 1000
+    if sys.platform == "linux":
+        assert reason in result.reason
+
+
+@pytest.mark.parametrize("program", [
+    "while True: pass",
+    "import time\ntime.sleep(60)",
+    "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
+    "import signal\nfor s in (1, 2, 3, 10, 14, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+])
+def test_an_endless_program_is_ended_in_time(program):
+    start = time.monotonic()
+    assert run(program, timeout=0.4) == sandbox.Result(False, "timeout")
+    assert time.monotonic() - start < 1.4
+
+
+@pytest.mark.parametrize("action", [
+    "open(r'{0}', 'w')", "open(r'{0}', 'r+')", "os.open(r'{0}', os.O_RDWR)", "pathlib.Path(r'{0}').write_text('')",
+    "os.remove(r'{0}')", "os.rename(r'{0}', 'mine')", "os.rename('output', r'{0}')", "os.truncate(r'{0}', 0)",
+    "os.chmod(r'{0}', 0)", "os.chdir('..')", "os.mkdir(r'{0}_folder')", "shutil.rmtree(r'{1}')",
+    "os.symlink(r'{0}', 'link')", "open('../victim', 'w')"])
+def test_the_guard_alone_keeps_files_elsewhere_as_they_are(action, folder, monkeypatch):
+    without(monkeypatch, "_limit")
+    victim = folder / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    result = run("import os, pathlib, shutil\n" + action.format(victim, folder) + RIGHT)
+    assert not result.passed and result.reason.startswith("refused:")
+    assert victim.read_text(encoding="utf-8") == "precious" and [path.name for path in folder.iterdir()] == ["victim"]
+
+
+@linux_only
+def test_a_link_in_the_working_folder_leads_nowhere(folder):
+    """The link is made from outside: what counts is where a path leads, not what it is called."""
+    victim = folder / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    program = """import os, time
+while not os.path.islink('link'): time.sleep(0.01)
+open('link', 'w')""" + RIGHT
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        result = pool.submit(run, program)
+        while not (paths := list(folder.glob("ar2diff_*/output"))):
+            time.sleep(0.01)
+        paths[0].with_name("link").symlink_to(victim)
+        assert result.result().reason.startswith("refused: open")
+
+
+@linux_only
+def test_files_elsewhere_are_safe_from_root_without_the_guard_too(tmp_path, monkeypatch):
+    if os.geteuid() != 0:
+        pytest.skip("an ordinary user's programs run as that user: only the guard protects the user's files")
+    without(monkeypatch, "_guard")
+    victim = tmp_path / "victim"
+    victim.write_text("precious", encoding="utf-8")
+    assert "PermissionError" in run(f"open({str(victim)!r}, 'w')" + RIGHT).reason
+    assert victim.read_text(encoding="utf-8") == "precious"
+
+
+# Each starts few processes that end by themselves, so that a broken sandbox fails the test without harming the machine.
+STARTERS = {
+    "fork": "import os, time\nif os.fork() == 0: time.sleep(20)",
+    "bomb": "import os, time\nfor i in range(5): os.fork()\ntime.sleep(20)",
+    "daemon": "import os, time\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: time.sleep(20)\n os._exit(0)\nos.wait()",
+    "subprocess": "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)'])",
+    "spawn": "import os\nos.posix_spawn('/bin/sleep', ['sleep', '20'], {'TMPDIR': os.environ['TMPDIR']})",
+    "system": "import os\nif os.system('sleep 20 &') != 0: raise OSError",
+}
+
+
+@linux_only
+@pytest.mark.parametrize("missing", ["_limit", "_guard"])
+@pytest.mark.parametrize("name", STARTERS)
+def test_guard_and_limits_each_stop_new_processes_alone(name, missing, monkeypatch):
+    without(monkeypatch, missing)
+    result = run(STARTERS[name] + RIGHT)
+    assert not result.passed
+    assert result.reason.startswith("refused:" if missing == "_limit" else ("BlockingIOError", "OSError"))
+
+
+@linux_only
+def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder):
+    without(monkeypatch, "_limit", "_guard")
+    assert run(STARTERS["fork"] + RIGHT).passed  # and the fixture looks for it
+    time.sleep(0.05)
+    assert not survivors(folder)
+
+
+@linux_only
+def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder):
+    """A sleeper by the alarm, a busy loop without alarm by its CPU time."""
+    code = """import sandbox
+sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nwhile True: pass"
+sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.99)"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(sandbox.__file__),
+                               env={**os.environ, "TMPDIR": str(folder)})
+    deadline = time.monotonic() + 8
+    while len(survivors(f"{folder}/ar2diff_")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # both past their start
+    process.kill()
+    process.wait()
+    left = survivors(f"{folder}/ar2diff_")
+    assert len(left) == 2
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left = survivors(f"{folder}/ar2diff_")
+    assert not left
+    for path in folder.glob("ar2diff_*"):
+        path.joinpath("output").unlink()
+        path.rmdir()
+
+
+def test_the_program_sees_nothing_of_the_environment(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    assert run("import os\nassert 'SECRET_TOKEN' not in os.environ and len(os.environ) < 6" + RIGHT).passed
+    assert not run("import iniconfig" + RIGHT).passed  # nor installed packages, such as this one of pytest's
+
+
+def test_two_runs_see_the_same_order_of_a_set():
+    program = "raise Exception(str({str(i) for i in range(20)}))"
+    assert run(program) == run(program)
+
+
+def test_many_results_come_in_order_and_side_by_side():
+    jobs = [(f"def f(x): return x + {i % 2}", "assert f(1) == 2", "") for i in range(12)]
+    assert [result.passed for result in sandbox.run_many(jobs, 4, timeout=5.0)] == [i % 2 == 1 for i in range(12)]
+    start = time.monotonic()
+    sandbox.run_many([("import time\ntime.sleep(0.5)" + RIGHT, TESTS, "")] * 4, 4, timeout=5.0)
+    assert time.monotonic() - start < 1.5
+
+
+def test_no_tests_are_an_error_not_a_pass():
+    with pytest.raises(UserError, match="without tests"):
+        run(RIGHT, tests=" \n")
+
+
+def test_a_syntax_error_in_the_tests_says_so():
+    assert "(tests, line 1)" in run(RIGHT, tests="assert f(1 == 2").reason
+
+
+def test_the_canaries_live_here():
+    sandbox.check_canaries(n_workers=2, timeout=2.0)
+
+
+def test_the_canaries_notice_that_nothing_passes(monkeypatch):
+    monkeypatch.setattr(sandbox, "_SOURCE", "raise SystemError('broken Python')\n")
+    with pytest.raises(UserError, match="'a right function' must pass.*broken Python"):
+        sandbox.check_canaries(n_workers=2)
+
+
+def test_the_canaries_notice_that_everything_passes(monkeypatch):
+    monkeypatch.setattr(sandbox, "run_program", lambda *args, **kwargs: sandbox.Result(True, "passed"))
+    with pytest.raises(UserError, match="must fail"):
+        sandbox.check_canaries(n_workers=2)

@@ -1,0 +1,42 @@
+"""Train a text diffusion model: from scratch, from an AR checkpoint (AR2Diff), or on from a diffusion checkpoint.
+
+    python train_diff.py --data=text --steps=2000 --out_dir=out/diff                          # diffusion from scratch
+    python train_diff.py --data=text --init_from=out/ar --steps=200 --out_dir=out/ar2diff     # AR2Diff_N, N = 200
+    python train_diff.py --data=code --init_from=out/ar2diff --out_dir=out/ar2diff_code       # fine-tuning
+    python train_diff.py --data=code --init_from=out/ar --out_dir=out/ar2diff0_code           # AR2Diff_0: no stage 2
+"""
+from dataclasses import dataclass
+
+from ar2diff import transfer
+from checkpoint import load_checkpoint
+from config import check, one_of, parse, run
+from diffusion import Uniform
+from model import INPUTS_ATTENTION, ModelConfig
+from train_loop import LoopConfig, choose_tokenizer, train
+
+
+@dataclass
+class Config(LoopConfig, ModelConfig):
+    out_dir: str = "out/diff"  # where ckpt.pt, best.pt and metrics.jsonl go
+    inputs_attention: str = "bidirectional"  # causal, bidirectional, or full (inputs see targets: slower, nothing is shared)
+    n_unroll: int = 2  # passes of the loss: 1 = plain denoising, 2 = the paper's L1 + L2
+    unroll_temperature: float = 0.0  # of the model's own guess in between: 0 = the paper, 1 = SUNDAE
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
+    check(config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
+    check(config.unroll_temperature >= 0, f"--unroll_temperature={config.unroll_temperature} must not be negative")
+    initial = load_checkpoint(config.init_from) if config.init_from else None
+    tokenizer = choose_tokenizer(config, initial)
+    process = Uniform(tokenizer.n_noise, config.n_unroll, config.unroll_temperature, config.inputs_attention)
+    if initial and initial["process"]["name"] == "ar" and not config.resume:
+        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {initial['step']}); its weights go on as diffusion, "
+              f"attention turns from causal to bidirectional")
+        initial, _ = transfer(initial, process)
+    return train(config, process, tokenizer, initial)
+
+
+if __name__ == "__main__":
+    run(main)
