@@ -4,8 +4,8 @@
 
 They are made so that models differ. `code` (and only `code`) has many right answers to one input: a model that denoises all
 positions in parallel must settle on one of them everywhere, an autoregressive one just goes on with what it has begun.
-`translate` needs reordering and agreement, `qa` needs reading. The splits never share a problem: a checksum of a problem, or of each pair of words
-that the problem combines, says which split owns it, so validation and test hold only combinations that training has never shown.
+`translate` needs reordering and agreement, `qa` needs reading. The splits never share a problem: a checksum of a problem, or of
+each pair of words it combines, says which split owns it; validation and test hold only combinations that training never shows.
 """
 import collections
 import functools
@@ -61,19 +61,24 @@ PEOPLE = {  # English singular, plural: the word of the other language (one or t
     ("mouse", "mice"): ("souris", 1), ("bird", "birds"): ("oie", 1),
 }
 THINGS = {
-    ("boat", "boats"): ("bateau", 0), ("tree", "trees"): ("arbre", 0), ("bag", "bags"): ("sac", 0), ("wall", "walls"): ("mur", 0),
-    ("bed", "beds"): ("lit", 0), ("hat", "hats"): ("chapeau", 0), ("fire", "fires"): ("feu", 0), ("ball", "balls"): ("ballon", 0),
+    ("boat", "boats"): ("bateau", 0), ("tree", "trees"): ("arbre", 0), ("bag", "bags"): ("sac", 0),
+    ("wall", "walls"): ("mur", 0), ("bed", "beds"): ("lit", 0), ("hat", "hats"): ("chapeau", 0),
+    ("fire", "fires"): ("feu", 0), ("ball", "balls"): ("ballon", 0),
     ("door", "doors"): ("porte", 1), ("car", "cars"): ("voiture", 1), ("dress", "dresses"): ("robe", 1),
     ("street", "streets"): ("rue", 1), ("chair", "chairs"): ("chaise", 1), ("box", "boxes"): ("boite", 1),
     ("stone", "stones"): ("pierre", 1), ("house", "houses"): ("maison", 1),
 }
-ADJECTIVES = {"black": "noir", "white": "blanc", "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "pink": "rose",
-              "brown": "brun", "gray": "gris", "small": "petit", "big": "grand", "tall": "haut", "young": "jeune", "good": "bon",
-              "strong": "fort", "fat": "gros"}
-VERBS = {("find", "found"): "trouver", ("see", "saw"): "voir", ("take", "took"): "prendre", ("sell", "sold"): "vendre",
-         ("break", "broke"): "casser", ("watch", "watched"): "regarder", ("hold", "held"): "tenir", ("carry", "carried"): "porter",
-         ("show", "showed"): "montrer", ("make", "made"): "faire", ("keep", "kept"): "garder", ("pass", "passed"): "passer",
-         ("push", "pushed"): "pousser", ("touch", "touched"): "toucher", ("wash", "washed"): "laver", ("help", "helped"): "aider"}
+ADJECTIVES = {
+    "black": "noir", "white": "blanc", "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "pink": "rose",
+    "brown": "brun", "gray": "gris", "small": "petit", "big": "grand", "tall": "haut", "young": "jeune", "good": "bon",
+    "strong": "fort", "fat": "gros",
+}
+VERBS = {
+    ("find", "found"): "trouver", ("see", "saw"): "voir", ("take", "took"): "prendre", ("sell", "sold"): "vendre",
+    ("break", "broke"): "casser", ("watch", "watched"): "regarder", ("hold", "held"): "tenir", ("carry", "carried"): "porter",
+    ("show", "showed"): "montrer", ("make", "made"): "faire", ("keep", "kept"): "garder", ("pass", "passed"): "passer",
+    ("push", "pushed"): "pousser", ("touch", "touched"): "toucher", ("wash", "washed"): "laver", ("help", "helped"): "aider",
+}
 WHERE = {"": "", "in the park": "parc en", "near the park": "parc par", "in the city": "ville en", "near the city": "ville par",
          "in the forest": "bois en", "near the forest": "bois par", "in the field": "champ en", "near the field": "champ par",
          "on the beach": "plage sur", "today": "jour", "at night": "nuit"}
@@ -124,9 +129,10 @@ NAMES = ("mark", "rose", "max", "ben", "ray", "tim", "tom", "mary", "john", "luc
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
 OBJECTS = ("ball", "book", "box", "cup", "hat", "key", "letter", "map", "coat", "lamp", "ring", "bag")
 PLACES = ("in the garden", "in the kitchen", "in the office", "in the hall", "in the car", "in the field", "under the table",
-          "under the bed", "near the door", "near the window", "near the tree", "behind the house", "behind the wall", "on the roof")
-TIMES = ("at noon", "at night", "at two", "at three", "at four", "at five", "at six", "at ten", "in the morning", "in the evening",
-         "in spring", "in winter")
+          "under the bed", "near the door", "near the window", "near the tree", "behind the house", "behind the wall",
+          "on the roof")
+TIMES = ("at noon", "at night", "at two", "at three", "at four", "at five", "at six", "at ten", "in the morning",
+         "in the evening", "in spring", "in winter")
 KINDS = ("place", "has", "time")
 
 
@@ -201,8 +207,8 @@ MAPS = {  # wordings with {np}, the words of the filter; spellings, meaning, dig
     "over": (("divide each {np} by {k}", "floor divide each {np} by {k}"), ("{v}//{k}",), lambda n, k: n // k, range(2, 10)),
     "modulo": (("take each {np} modulo {k}", "reduce each {np} modulo {k}"), ("{v}%{k}",), lambda n, k: n % k, range(3, 10)),
 }
-# {gen} and {back} are the words of a comprehension over the list and over the reversed list. {call} is a map(...) or filter(...)
-# with a lambda; with both a map and a filter that would be too long, so then the second spelling is the one with {gen} or {back}.
+# {gen} and {back} are comprehensions over the list and over the reversed list, without their brackets. {call} is a map(...) or
+# a filter(...) with a lambda; a problem with both would get too long, and takes the second spelling instead.
 REDUCTIONS = {  # wordings, first spelling, second spelling, second one with {call}, meaning
     "list": (("return the list", "return them all"), "[{gen}]", "list({gen})", "list({call})", list),
     "sum": (("return the sum", "add them up"), "sum({gen})", "sum([{gen}])", "sum({call})", sum),
@@ -212,13 +218,17 @@ REDUCTIONS = {  # wordings, first spelling, second spelling, second one with {ca
     "reverse": (("reverse the result", "return them backwards"), "[{gen}][::-1]", "[{back}]", "list({call})[::-1]",
                 lambda found: found[::-1]),
     "first": (("return the first", "give the first one"), "[{gen}][0]", "next({gen})", "next({call})", lambda found: found[0]),
-    "last": (("return the last", "give the last one"), "[{gen}][-1]", "next({back})", "list({call})[-1]", lambda found: found[-1]),
+    "last": (("return the last", "give the last one"), "[{gen}][-1]", "next({back})", "list({call})[-1]",
+             lambda found: found[-1]),
     "count": (("count them", "return how many there are"), "len([{gen}])", "", "len(list({call}))", len),
 }
 VARIABLES = ("n", "x", "i")
 # What every program is run on. Each list holds a number for every filter, so no reduction meets an empty list.
-LISTS = ((-5, -10, -8, 0, 1, 2, 5, 6, 9, 24, 24), (38, 25, 9, 8, 7, 6, 5, 1, -4, -9, -28), (3, 10, -31, 9, 19, 6, 8, 2, -9, 0, 35),
-         (-23, -9, 1, -6, -2, 4, 6, 7, 8, 15, 36), (37, 14, 4, 2, 0, -1, -5, -9, -4, -10, -3), (7, 35, 0, 26, 5, 10, -34, 6, -3, -4, 3))
+LISTS = (
+    (-5, -10, -8, 0, 1, 2, 5, 6, 9, 24, 24), (38, 25, 9, 8, 7, 6, 5, 1, -4, -9, -28), (3, 10, -31, 9, 19, 6, 8, 2, -9, 0, 35),
+    (-23, -9, 1, -6, -2, 4, 6, 7, 8, 15, 36), (37, 14, 4, 2, 0, -1, -5, -9, -4, -10, -3),
+    (7, 35, 0, 26, 5, 10, -34, 6, -3, -4, 3),
+)
 
 
 def _sensible(kind, mapping, reduction):
@@ -228,7 +238,8 @@ def _sensible(kind, mapping, reduction):
                 or kind == "multiple" and mapping == "modulo"
                 or reduction == "count" and mapping != "same"
                 or reduction in ("first", "last", "max", "min") and mapping in ("over", "modulo")
-                or reduction in ("max", "min") and (mapping in ("size", "square") or kind in ("positive", "negative", "above", "below")))
+                or reduction in ("max", "min") and mapping in ("size", "square")
+                or reduction in ("max", "min") and kind in ("positive", "negative", "above", "below"))
 
 
 @functools.cache
@@ -264,7 +275,8 @@ def _program(rng, problem):
         second, call = with_call, f"map(lambda {v}: {value}, data)"
     else:
         call = ""
-    gen, back = (f"{value} for {v} in {source}" + (f" if {condition}" if condition else "") for source in ("data", "reversed(data)"))
+    gen, back = (f"{value} for {v} in {source}" + (f" if {condition}" if condition else "")
+                 for source in ("data", "reversed(data)"))
     return "def f(data):\n    return " + _pick(rng, (plain, second)).format(gen=gen, back=back, call=call)
 
 

@@ -93,8 +93,8 @@ BAD = {
     "thread that exits": ("import threading\nthreading.Thread(target=exit).start()" + WRONG, ""),
     "prints a pass": ("print('passed', True, 'OK', 0, flush=True)" + WRONG, "AssertionError"),
     "writes a pass everywhere": (EVERYWHERE + "b'passed')" + WRONG, "passedAssertionError"),
-    "writes what stdin was": ("import os, re\nos.lseek(0, 0, 0)\nfound = re.search(rb\"_child.*?'(.*?)'\", os.read(0, 99999))\n" +
-                              EVERYWHERE + "found[1])\nos._exit(0)", "TypeError"),
+    "writes what stdin was": ("import os, re\nos.lseek(0, 0, 0)\nx = re.search(rb\"_child.*?'(.*?)'\", os.read(0, 99999))\n" +
+                              EVERYWHERE + "x[1])\nos._exit(0)", "TypeError"),
     "AssertionError": ("import builtins\nbuiltins.AssertionError = AssertionError = KeyError" + WRONG, "AssertionError"),
     "exceptions are not caught": ("import builtins\nbuiltins.BaseException = ()" + WRONG, "AssertionError"),
     "excepthook": ("import sys\nsys.excepthook = sys.unraisablehook = lambda *a: None" + WRONG, "AssertionError"),
@@ -103,14 +103,15 @@ BAD = {
     "exec does nothing": ("import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None" + WRONG, "AssertionError"),
     "os.write is patched": ("import os\nos.write = os._exit = lambda *a: None" + WRONG, "AssertionError"),
     "trace jumps": ("import sys\ndef trace(frame, event, arg):\n"
-                    "    if frame.f_code.co_filename == 'tests' and event == 'line':\n        frame.f_lineno = 3\n    return trace\nsys.settrace(trace)" + WRONG, "AssertionError"),
+                    "    if frame.f_code.co_filename == 'tests' and event == 'line':\n"
+                    "        frame.f_lineno = 3\n    return trace\nsys.settrace(trace)" + WRONG, "AssertionError"),
     "stdin": ("input()" + RIGHT, "EOFError"),
     "memory bomb": ("x = bytearray(1 << 36)" + RIGHT, "MemoryError"),
     "slow memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))" + RIGHT, "MemoryError"),
     "giant output": ("while True: print('x' * (1 << 20))" + RIGHT, "File too large"),
     "giant output everywhere": (EVERYWHERE + "b'x' * (1 << 25))" + WRONG, "xxx"),
     "fork bomb": ("import os\nwhile True: os.fork()" + RIGHT, "refused: os.fork"),
-    "stubborn fork bomb": ("import os\nwhile True:\n  try: os.fork()\n  except BaseException: pass" + RIGHT, "refused: os.fork"),
+    "stubborn fork bomb": ("import os\nwhile 1:\n  try: os.fork()\n  except BaseException: pass" + RIGHT, "refused: os.fork"),
     "socket": ("import socket\nsocket.socket()" + RIGHT, "refused: socket"),
     "ctypes": ("import ctypes\nctypes.CDLL(None)" + RIGHT, "refused: ctypes"),
     "kill": ("import os\nos.kill(os.getppid(), 9)" + RIGHT, "refused: os.kill"),
