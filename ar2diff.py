@@ -2,9 +2,9 @@
 
     python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
 
-Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is the
-process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that either
-process needs (EOS, PAD, MASK, sentinels) was reserved before AR pretraining, so the embedding fits as it is.
+Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is
+the process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that
+either process needs (EOS, PAD, MASK, sentinels) was reserved before AR pretraining, so the embedding fits as it is.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ def transfer(checkpoint, process):
     lacks a tensor or has one too many, or if the logits under the causal pattern are not bit-identical afterwards.
     """
     name = checkpoint["process"]["name"]
-    check(name == "ar", f"this is a {name!r} checkpoint already; only autoregressive ones are converted (train_diff.py continues it)")
+    check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}
     converted |= {"model": dict(checkpoint["model"]), "process": describe(process), "step": 0,
@@ -54,6 +54,7 @@ class Config:
 def main(argv=None):
     config = parse(Config, argv)
     one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
+    check(config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
     target = Path(config.target) if config.target.endswith(".pt") else Path(config.target) / "ckpt.pt"
     check(not target.exists(), f"{target} exists; it is not overwritten")
     checkpoint = load_checkpoint(config.source)
@@ -63,7 +64,8 @@ def main(argv=None):
         print(f"  copied  {name:34s} {str(shape):14s} {n:12,d}")
     print(f"{len(report)} tensors, {sum(n for _, _, n in report):,} values: all copied, none added, none left over")
     print("logits under the causal pattern: bit-identical")
-    print(f"attention of inputs {checkpoint['process']['inputs_attention']} -> {process.inputs_attention}, of targets causal -> bidirectional")
+    print(f"attention of the inputs: {checkpoint['process']['inputs_attention']} -> {process.inputs_attention}; "
+          f"of the targets: causal -> bidirectional")
     save_checkpoint(target, converted)
     print(f"wrote {target}, from {find_checkpoint(config.source)}; continue with: python train_diff.py --init_from={target}")
 

@@ -1,6 +1,6 @@
 """The autoregressive factorisation: p(x0 | inputs) = product over i of p(x0_i | x0_<i, inputs). Loss and decoding.
 
-It has the same shape as the diffusion processes in diffusion.py: loss(model, batch, noise) and decode(...), a generator of drafts.
+Same shape as the processes in diffusion.py: loss(model, batch, noise), and decode(...), a generator of drafts.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,10 +10,9 @@ import torch.nn.functional as F
 
 
 class Losses(NamedTuple):
-    """total: the scalar to differentiate. per_sequence (B,): cross-entropy in nats per target token. t (B,): noise level, or None."""
-    total: torch.Tensor
-    per_sequence: torch.Tensor
-    t: torch.Tensor | None
+    total: torch.Tensor  # scalar, to be differentiated
+    per_sequence: torch.Tensor  # (B,) cross-entropy of the first pass, nats per target token, for the log
+    t: torch.Tensor | None  # (B,) noise level; None for an AR model
 
 
 def cross_entropy(logits, x0):
@@ -45,8 +44,8 @@ class Autoregressive:
     def decode(self, model, batch, noise, temperature=0.0, top_k=0, n_samples=1):
         """Yield drafts (B, T), one token longer each, PAD to the right; stop when every row has reached EOS.
 
-        T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps the whole vocabulary.
-        n_samples > 1 draws that many in parallel for each input and keeps the likeliest, as the diffusion decoder does.
+        T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps all tokens.
+        Of n_samples drawn in parallel for each input the likeliest is kept, as the diffusion decoder does.
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention).repeat(n_samples)
         noise = noise.split(n_samples)
@@ -72,7 +71,7 @@ class Autoregressive:
 
 
 def best_of(drafts, score, n_samples):
-    """Yield each draft (B * n_samples, T) as (B, T), keeping for every input the sample with the lowest score (B * n_samples,)."""
+    """Yield each draft (B * n_samples, T) as (B, T): of every input the sample with the lowest score (B * n_samples,)."""
     best = score.view(-1, n_samples).argmin(dim=1)                                       # (B,)
     rows = torch.arange(len(best), device=best.device) * n_samples + best
     for draft in drafts:

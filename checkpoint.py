@@ -1,10 +1,12 @@
 """One writer and one reader of checkpoints: plain tensors and primitives, nothing that could run code when loaded.
 
-A checkpoint holds: model (state dict), shape (constructor arguments of the Transformer), process (its name and options), tokenizer
-(name and hash), input_len, target_len, step, config (all flags), history (the files it descends from); and, to resume, optimizer.
+A checkpoint holds: model (state dict), shape (constructor arguments of the Transformer), process (its name and options),
+tokenizer (name and hash), input_len, target_len, step, config (all flags), history (the runs it descends from); and, to resume,
+optimizer and best (the lowest validation loss so far).
 """
 import os
 import pickle
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,7 +22,7 @@ FORMAT = "ar2diff-1"
 
 
 def save_checkpoint(path, checkpoint):
-    """Write to a temporary file, flush it to the disk, rename: whenever this is killed, `path` is the old file or the new one."""
+    """Write to a temporary file, flush it to the disk, rename: killed at any time, `path` is the old file or the new one."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -31,8 +33,9 @@ def save_checkpoint(path, checkpoint):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error}; free some space or choose another --out_dir") from error
+        with suppress(OSError):  # a parent that is a file, say
+            partial.unlink()
+        raise UserError(f"cannot write {path} ({error}); free some space or write to another folder") from error
 
 
 def find_checkpoint(path):
@@ -50,8 +53,9 @@ def load_checkpoint(path, device="cpu"):
         checkpoint = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{file} is truncated or no checkpoint ({str(error).splitlines()[0]}); use an older one") from error
+    except Exception as error:  # damaged bytes raise whatever the reader stumbles over
+        reason = f"{type(error).__name__}: {error}".split(". ")[0]
+        raise UserError(f"{file} is truncated or no checkpoint ({reason}); use an older one") from error
     check(isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT,
           f"{file} was not written by this project (no format {FORMAT!r} in it)")
     return checkpoint

@@ -11,6 +11,8 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import io
+import os
 import re
 import sys
 import typing
@@ -25,10 +27,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} -h lists the flags)")
 
 
+BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
 def _bool(text):
-    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+    if text.lower() not in BOOLS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return text.lower() in ("true", "1", "yes")
+    return BOOLS[text.lower()]
 
 
 def _help_texts(cls):
@@ -47,7 +52,7 @@ def parse(cls, argv=None):
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     module = sys.modules[cls.__module__]
-    parser = _Parser(prog=f"python {inspect.getfile(cls).rsplit('/', 1)[-1]}", allow_abbrev=False,
+    parser = _Parser(prog=f"python {os.path.basename(inspect.getfile(cls))}", allow_abbrev=False,
                      description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts = _help_texts(cls)
     for field in dataclasses.fields(cls):
@@ -57,19 +62,29 @@ def parse(cls, argv=None):
         help_text = texts.get(field.name, "") + ("" if positional else f" (default: {field.default!r})")
         if positional:
             parser.add_argument(field.name, type=kind, help=help_text)
-        elif kind is _bool:
-            parser.add_argument(f"--{field.name}", type=kind, nargs="?", const=True, default=field.default, help=help_text)
         else:
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text)
     words = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
+    _check_flags(parser, cls, words)
+    bools = {f"--{field.name}" for field in dataclasses.fields(cls) if field.type is bool}
+    for i, (word, after) in enumerate(zip(words, [*words[1:], ""])):
+        if word in bools and after.lower() not in BOOLS:
+            words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value
     namespace, unknown = parser.parse_known_args(words)
-    if unknown:
-        flag = unknown[0].split("=")[0]
-        names = [f"--{field.name}" for field in dataclasses.fields(cls)]
-        nearest = difflib.get_close_matches(flag, names, n=1, cutoff=0.5)
-        hint = f"; did you mean {nearest[0]}?" if nearest else ""
-        raise UserError(f"unknown argument {flag!r}{hint} ({parser.prog} -h lists the flags)")
+    check(not unknown, f"unknown argument {unknown[:1]} ({parser.prog} -h lists the flags)")
     return cls(**vars(namespace))
+
+
+def _check_flags(parser, cls, words):
+    """Raise UserError for the first unknown flag. argparse would first miss the positional that the flag was meant to be."""
+    flags = [f"--{field.name}" for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
+    for word in words:
+        flag = word.split("=")[0]
+        if re.fullmatch(r"--?\w\w+", flag) and flag not in (*flags, "--help"):
+            nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = "; give its value alone, without a flag" if flag[2:] in cls.__dataclass_fields__ else hint
+            raise UserError(f"unknown argument {flag!r}{hint} ({parser.prog} -h lists the flags)")
 
 
 def check(condition, message):
@@ -88,10 +103,13 @@ def one_of(name, value, choices):
 
 def run(main):
     """Call a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows is not UTF-8 otherwise
+            stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
     try:
         main()
     except UserError as error:
-        sys.exit(_fail(f"error: {error}", 2))
+        sys.exit(_fail("error: " + " ".join(str(error).split()), 2))
     except KeyboardInterrupt:
         sys.exit(_fail("interrupted", 130))
 

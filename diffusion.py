@@ -1,7 +1,7 @@
 """Text diffusion processes, side by side: forward noise, loss and decoding of each in one class.
 
-t in [0, 1] is the noise level: 0 = clean, 1 = pure noise, alpha_t = 1 - t. Inputs are never noised; targets (B, T) include EOS and
-PAD, which are predicted like any token, so the length of the text is learned. Every process has
+t in [0, 1] is the noise level: 0 = clean, 1 = pure noise, alpha_t = 1 - t. Inputs are never noised; targets (B, T) include EOS
+and PAD, which are predicted like any token, so the length of the text is learned. Every process has
     corrupt(x0, t, noise) -> xt          loss(model, batch, noise) -> Losses          decode(model, batch, noise, ...) -> drafts
 and draws all randomness from `noise` (noise.py).
 
@@ -63,9 +63,9 @@ class Uniform:
         drafts = []
         for _ in range(n_steps):
             logits = model.decode(xt, context, "bidirectional")
-            score = cross_entropy(logits, xt).mean(dim=1)                                # (B * n_samples,)
-            xt = noise.categorical(logits, temperature)
-            drafts.append(xt)
+            drafts.append(noise.categorical(logits, temperature))
+            last, xt = xt, drafts[-1]
+        score = cross_entropy(logits, last).mean(dim=1)                                  # (B * n_samples,)
         yield from best_of(drafts, score, n_samples)
 
 

@@ -3,7 +3,7 @@
     python eval.py out/ar2diff_code --data=code --allow_code_execution
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
 
-Every line carries what is needed to read it: standard errors, the shares of empty and of unfinished answers, the decoding settings,
+What is needed to read a score is printed with it: standard error, shares of empty and of unfinished answers, decoding settings,
 network evaluations and seconds. Generated programs are executed only with --allow_code_execution, and only by sandbox.py.
 """
 import json
@@ -113,8 +113,8 @@ def write_predictions(path, examples, predictions):
 def report(result):
     """Return the lines that describe a result."""
     options = ", ".join(f"{k} {v}" for k, v in result["options"].items())
-    lines = [f"{result['checkpoint']} ({result['process']}; {options}; seed {result['seed']}) on {result['n']} {result['split']} examples "
-             f"of {result['data']}, torch {result['torch']}, {result['device']}"]
+    lines = [f"{result['checkpoint']} ({result['process']}; {options}; seed {result['seed']}) on {result['n']} "
+             f"{result['split']} examples of {result['data']}, torch {result['torch']}, {result['device']}"]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in result["scores"].items()]
     lines += [f"  empty {result['empty']:.1f} %, unfinished {result['unfinished']:.1f} %, input too long {result['too_long']}",
               f"  {result['evaluations']:.1f} network evaluations x {result['options']['n_samples']} samples, "

@@ -7,8 +7,8 @@
 In both calls logits[:, i] predicts x0[:, i]. AR2Diff (arXiv 2401.17181, Figure 2) is therefore two changed arguments: what is
 fed as y, and the attention pattern. The same weights serve both, and no tensor is added or removed.
 
-Inputs never see targets (except in the `full` pattern), so their keys and values do not depend on y. encode() computes them once;
-decode() reuses them for both SUNDAE passes, for all denoising steps and all samples, and AR decoding extends them token by token.
+Inputs never see targets (except in the `full` pattern), so their keys and values do not depend on y. encode() computes them
+once; decode() reuses them for both SUNDAE passes, all denoising steps and all samples, and AR decoding extends them.
 
 Shapes: B sequences, S input columns, T target columns, L = S + T, C width, H heads, D = C / H, V vocabulary.
 Inputs are padded on the left and targets on the right, so column S is always the border.
@@ -36,7 +36,7 @@ SIZES = {
 
 @dataclass
 class ModelConfig:
-    size: str | None = None  # tiny, mini, base, large, xl, or LAYERSxWIDTHxHEADS as 4x128x4; default: the checkpoint's, else tiny
+    size: str | None = None  # tiny, mini, base, large, xl or LAYERSxWIDTHxHEADS (4x128x4); default: the checkpoint's, or tiny
     dropout: float = 0.0  # share of activations dropped on each residual branch, while training
 
 
@@ -51,6 +51,12 @@ def shape_of(size):
     if width % n_head or (width // n_head) % 2:
         raise UserError(f"size={size!r}: width {width} must be a multiple of twice the number of heads, {2 * n_head}")
     return n_layer, width, n_head
+
+
+def flops(shape, n_tokens, logits=True):
+    """Return the FLOPs of a forward pass over n_tokens: 2 per weight and token. Attention scores, some per cent, are left out."""
+    backbone = 12 * shape["n_layer"] * shape["width"] ** 2
+    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 
 
 @dataclass
@@ -99,7 +105,7 @@ def rotary_angles(start, n, head_dim, device, base=10000.0):
 
 
 def rotate(x, cos, sin):
-    """Rotate each pair (x[i], x[i + D/2]) by its column's angle; scores then depend on distances only, so padding shifts nothing."""
+    """Rotate each pair (x[i], x[i + D/2]) by its column's angle: scores depend on distances only, so padding shifts nothing."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
@@ -124,16 +130,17 @@ class Block(nn.Module):
     def forward(self, x, rotary, mask, is_causal, past=None):
         """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         B, T, C = x.shape
-        qk, v = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim).permute(2, 0, 3, 1, 4).split((2, 1))
-        q, k = rotate(rms_norm(qk), *rotary)                                             # 2 x (B, H, T, D); QK-norm bounds scores
-        v = v[0]
+        qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)
+        qkv = qkv.permute(2, 0, 3, 1, 4)                                                 # 3 x (B, H, T, D)
+        q, k = rotate(rms_norm(qkv[:2]), *rotary)                                        # QK-norm: scores stay bounded
+        v = qkv[2]
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
-        h = F.relu(self.mlp_in(rms_norm(x))); h = h * h                                    # (B, T, 4C)
-        return x + self.dropout(self.mlp_out(h)), (k, v)
+        h = F.relu(self.mlp_in(rms_norm(x)))                                             # (B, T, 4C)
+        return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
 
 
 class Transformer(nn.Module):
@@ -169,8 +176,8 @@ class Transformer(nn.Module):
     def encode(self, inputs, pad_mask=None, attention="causal"):
         """Encode the inputs once for any number of decode() calls.
 
-        inputs (B, S) tokens, padded on the left; S = 0 makes a plain language model. pad_mask (B, S) bool, True = padding, or None.
-        attention: causal (the paper's AR stage), bidirectional, or full (inputs also see the targets; nothing can be cached).
+        inputs (B, S) tokens, padded on the left; S = 0 makes a plain language model. pad_mask (B, S) bool, True = padding, or
+        None. attention: causal (the paper's AR stage), bidirectional, or full (inputs see the targets too; nothing is cached).
         """
         one_of("inputs attention", attention, INPUTS_ATTENTION)
         n_layer, S = len(self.blocks), inputs.size(1)
@@ -209,7 +216,7 @@ class Transformer(nn.Module):
     def _decode_full(self, y, context, attention):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
         if attention != "bidirectional":
-            raise UserError("inputs attention 'full' needs bidirectional targets: inputs that see the targets leak them to an AR model")
+            raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
         x = self.embed(torch.cat((context.inputs, y), dim=1))                           # (B, L, C)
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask)
         for block in self.blocks:

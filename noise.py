@@ -1,7 +1,7 @@
 """Random numbers that are a pure function of (seed, stream, step, index of the sequence in the global batch).
 
-They do not depend on rank, world size, batch split or device, so 1 x 8, 2 x 4 and accumulated runs see the same data and the same
-noise, resuming is exact, and a sample does not change with the batch it is drawn in. numpy's counter-based Philox
+They do not depend on rank, world size, batch split or device, so 1 x 8, 2 x 4 and accumulated runs see the same data and the
+same noise, resuming is exact, and a sample does not change with the batch it is drawn in. numpy's counter-based Philox
 (Salmon et al. 2011) gives every sequence a generator of its own at no cost in state.
 """
 import numpy as np
@@ -37,12 +37,22 @@ class Noise:
     def categorical(self, logits, temperature):
         """Draw one token per position from softmax(logits / temperature); temperature 0 is the argmax.
 
-        logits (B, T, V) -> (B, T) int64 on their device. By inverting the cumulative distribution, summed in float64: one uniform
-        number a position, and none of the tail is lost, as it is with Gumbel noise in float32 (arXiv 2409.02908).
+        logits (B, T, V) -> (B, T) int64 on their device. By inverting the cumulative distribution in float64,
+        first over blocks of 64 tokens, then within one: two uniform numbers a position, no pass over all V in float64, and none
+        of the tail is lost, as it is with Gumbel noise in float32 (arXiv 2409.02908).
         """
         if temperature == 0:
             return logits.argmax(-1)
-        probs = torch.softmax(logits.float() / temperature, dim=-1)
-        cumulative = probs.cumsum(-1, dtype=torch.float64)
-        u = self.uniform(logits.size(1)).to(logits.device)[..., None] * cumulative[..., -1:]  # (B, T, 1)
-        return torch.searchsorted(cumulative, u, right=True).squeeze(-1).clamp(max=logits.size(-1) - 1)
+        u = self.uniform(2, logits.size(1)).to(logits.device)                            # (B, 2, T)
+        K = 64 if logits.size(-1) % 64 == 0 else logits.size(-1)
+        blocks = torch.softmax(logits.float() / temperature, dim=-1).unflatten(-1, (-1, K))  # (B, T, V / K, K)
+        block = invert(blocks.sum(-1), u[:, 0])                                          # (B, T)
+        within = blocks.gather(2, block[..., None, None].expand(-1, -1, 1, K)).squeeze(2)  # (B, T, K)
+        return K * block + invert(within, u[:, 1])
+
+
+def invert(weights, u):
+    """Return the index (B, T) at which the cumulated weights (B, T, K) pass the share u (B, T) of their sum."""
+    cumulative = weights.double().cumsum(-1)
+    passed = torch.searchsorted(cumulative, u[..., None] * cumulative[..., -1:], right=True)
+    return passed.squeeze(-1).clamp(max=weights.size(-1) - 1)  # rounding must not step past the end

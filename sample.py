@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
-from config import check, parse, run
+from config import UserError, check, parse, run
 from data.dataset import Batch, pad_rows
 from noise import Noise
 from train_loop import pick_device
@@ -18,7 +18,7 @@ from train_loop import pick_device
 @dataclass
 class DecodeConfig:
     n_steps: int = 10  # diffusion: decoding steps
-    n_samples: int | None = None  # candidates drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
+    n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
     temperature: float | None = None  # 0 = argmax; default: 0.2 for diffusion, 0 for AR
     top_k: int = 0  # AR: draw from the k likeliest tokens only; 0 = from all
     seed: int = 0  # of the random draws
@@ -59,6 +59,7 @@ def load_writer(path, config, target_len=None):
     check(config.n_steps >= 1, f"--n_steps={config.n_steps} must be at least 1")
     check(n_samples >= 1, f"--n_samples={n_samples} must be at least 1")
     check(temperature >= 0, f"--temperature={temperature} must not be negative")
+    check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(config.top_k >= 0, f"--top_k={config.top_k} must not be negative")
     check(is_ar or not config.top_k, f"--top_k is for autoregressive models; {path} is a {process.name} diffusion model")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
@@ -71,8 +72,8 @@ def prompt_batch(writer, prompt):
     """Return (writer, batch of one row) for a prompt. Raises UserError when it does not fit the model's input columns."""
     ids = writer.tokenizer.encode(prompt)
     if writer.input_len:
-        check(len(ids) <= writer.input_len, f"the prompt has {len(ids)} tokens, the model's canvas holds {writer.input_len}; shorten it, "
-                                            f"or train with a larger --input_len")
+        check(len(ids) <= writer.input_len, f"the prompt has {len(ids)} tokens, the model's canvas holds {writer.input_len}; "
+                                            f"shorten it, or train with a larger --input_len")
         return writer, pad_rows([(ids, [])], writer.tokenizer, writer.input_len, writer.target_len)
     empty = torch.zeros(1, writer.target_len, dtype=torch.long)
     if not ids:
@@ -80,7 +81,8 @@ def prompt_batch(writer, prompt):
     check(writer.process.name == "ar", "this diffusion model was trained without inputs (input_len 0), so it takes no prompt")
     # A plain language model continues the prompt itself: its columns are read as context, and its last token is fed first.
     inputs = torch.tensor([[writer.process.start, *ids[:-1]]])
-    return replace(writer, process=replace(writer.process, start=ids[-1])), Batch(inputs, None, empty)
+    process = replace(writer.process, start=ids[-1], inputs_attention="causal")
+    return replace(writer, process=process), Batch(inputs, None, empty)
 
 
 def show(tokenizer, ids):
@@ -100,7 +102,10 @@ def show(tokenizer, ids):
 def main(argv=None):
     config = parse(Config, argv)
     writer = load_writer(config.checkpoint, config, config.target_len)
-    prompt = sys.stdin.read().rstrip("\n") if config.prompt is None else config.prompt
+    try:
+        prompt = sys.stdin.read().rstrip("\n") if config.prompt is None else config.prompt
+    except UnicodeDecodeError as error:
+        raise UserError(f"the prompt on standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
     writer, batch = prompt_batch(writer, prompt)
     drafts = writer.drafts(batch, Noise(config.seed, "decode", 0, [0]))
     if config.show_steps:

@@ -22,7 +22,7 @@ class Config(LoopConfig, ModelConfig):
 def main(argv=None):
     config = parse(Config, argv)
     one_of("inputs_attention", config.inputs_attention, ("causal", "bidirectional"))
-    initial = load_checkpoint(config.init_from) if config.init_from else None
+    initial = load_checkpoint(config.init_from) if config.init_from and not config.resume else None
     check(initial is None or initial["process"]["name"] == "ar",
           f"{config.init_from} is a diffusion checkpoint; train_ar.py continues autoregressive ones only")
     tokenizer = choose_tokenizer(config, initial)

@@ -28,12 +28,12 @@ def main(argv=None):
     one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
     check(config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
     check(config.unroll_temperature >= 0, f"--unroll_temperature={config.unroll_temperature} must not be negative")
-    initial = load_checkpoint(config.init_from) if config.init_from else None
+    initial = load_checkpoint(config.init_from) if config.init_from and not config.resume else None
     tokenizer = choose_tokenizer(config, initial)
     process = Uniform(tokenizer.n_noise, config.n_unroll, config.unroll_temperature, config.inputs_attention)
-    if initial and initial["process"]["name"] == "ar" and not config.resume:
-        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {initial['step']}); its weights go on as diffusion, "
-              f"attention turns from causal to bidirectional")
+    if initial and initial["process"]["name"] == "ar":
+        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {initial['step']}); its weights go on as "
+              f"diffusion, attention of the targets turns from causal to bidirectional")
         initial, _ = transfer(initial, process)
     return train(config, process, tokenizer, initial)
 

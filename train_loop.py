@@ -1,13 +1,13 @@
 """The training loop, whole and visible, shared by train_ar.py and train_diff.py, for pretraining and for fine-tuning.
 
-The same command is the same experiment on a CPU, on one GPU, or on N of them under torchrun: batch_size is global, and data and noise
-depend on (seed, step, row of the global batch) alone, so accumulation, ranks and resuming change rounding at most.
+The same command is the same experiment on a CPU, on one GPU, or on N of them under torchrun: batch_size is global, and data and
+noise depend on (seed, step, row of the global batch) alone, so accumulation, ranks and resuming change rounding at most.
 """
 import json
 import math
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,20 +55,21 @@ class LoopConfig:
 
 
 def train(config, process, tokenizer, initial=None):
-    """Train `process` on config.data, starting from the checkpoint dict `initial`, and leave ckpt.pt in out_dir. Returns its path."""
+    """Train `process` on config.data, from the checkpoint dict `initial` if there is one; return the path of ckpt.pt."""
     check_config(config)
     rank, world, device = start_ranks(config)
     out_dir, say = Path(config.out_dir), (print if rank == 0 else (lambda *_, **__: None))
     path, metrics = out_dir / "ckpt.pt", Metrics(out_dir / "metrics.jsonl", enabled=rank == 0)
-    resumed = open_out_dir(config, path)
+    resumed = open_out_dir(config, path, process)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long)
 
     torch.manual_seed(config.seed)
     start = resumed or initial
     if start:
-        check(config.size is None or tuple(shape_of(config.size)) == tuple(start["shape"][k] for k in ("n_layer", "width", "n_head")),
-              f"--size={config.size} differs from the checkpoint's {start['shape']}; leave --size out")
+        shape = tuple(start["shape"][key] for key in ("n_layer", "width", "n_head"))
+        check(config.size is None or shape_of(config.size) == shape,
+              f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
         model = build_model(start, device, config.dropout)
     else:
         n_layer, width, n_head = shape_of(config.size or "tiny")
@@ -77,9 +78,9 @@ def train(config, process, tokenizer, initial=None):
     first_step, best = 0, math.inf
     if resumed:
         optimizer.load_state_dict(resumed["optimizer"])
-        first_step, best = resumed["step"], resumed["best"]
-        metrics.cut(first_step)
-    n_params, shape = model.n_params(), model.shape
+        first_step, best = resumed["step"], best_loss(out_dir / "best.pt")
+    metrics.cut(first_step)
+    n_params = model.n_params()
     history = (initial or {}).get("history", []) if not resumed else resumed["history"]
 
     if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
@@ -92,13 +93,14 @@ def train(config, process, tokenizer, initial=None):
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
     tokens_per_step = config.batch_size * (input_len + target_len)
-    say(f"{process.name} on {config.data}: {n_params:,} parameters, canvas {input_len} + {target_len}, {tokens_per_step:,} tokens per step "
-        f"({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), {data.n_tokens:,} tokens of data, "
+    say(f"{process.name} on {config.data}: {n_params:,} parameters, canvas {input_len} + {target_len}, {tokens_per_step:,} "
+        f"tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), {data.n_tokens:,} tokens of data, "
         f"{device}, {'bfloat16' if bf16 else 'float32'}, log V = {math.log(tokenizer.n_noise):.2f} nats")
 
     def snapshot(step, **more):
-        return dict(model=model.state_dict(), shape=shape, process=describe(process), step=step, config=asdict(config), history=history,
-                    tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len, target_len=target_len, **more)
+        return dict(model=model.state_dict(), shape=model.shape, process=describe(process), step=step, history=history,
+                    tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len, target_len=target_len,
+                    config=asdict(config), **more)
 
     progress = tqdm(total=config.steps, initial=first_step, disable=None if rank == 0 else True, leave=False)
     tally, clock, seconds = Tally(device), time.perf_counter(), 0.0
@@ -124,23 +126,24 @@ def train(config, process, tokenizer, initial=None):
 
         done = step + 1
         evaluate_now = done % config.eval_every == 0 or done == config.steps
-        if done % config.log_every == 0 or evaluate_now or step == first_step:
+        if done % config.log_every == 0 or evaluate_now or step == 0:
             summary = tally.summary(world)  # the one place that waits for the device
             if not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
-                raise UserError(f"loss {summary['loss']} and gradient norm {float(norm)} at or shortly before step {done}, learning rate "
-                                f"{lr:.2e}; {path if path.exists() else 'no checkpoint'} stays as it was. Lower --lr or raise --warmup")
+                raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, learning "
+                                f"rate {lr:.2e}: lower --lr or raise --warmup; the last checkpoint in {out_dir} is untouched")
             seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
             eta = time.strftime("%H:%M:%S", time.gmtime(seconds * (config.steps - done)))
-            tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | lr {lr:.2e} | "
-                                     f"{1000 * seconds:.0f} ms | {tokens_per_step / seconds:,.0f} tokens/s | {eta} left")
+            tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "
+                                     f"lr {lr:.2e} | {1000 * seconds:.0f} ms | {tokens_per_step / seconds:,.0f} tokens/s | "
+                                     f"{eta} left")
             metrics.write(step=done, lr=lr, norm=float(norm), seconds_per_step=seconds, **summary)
             tally, clock = Tally(device), time.perf_counter()
         if evaluate_now:
             if rank == 0:  # saved before it is evaluated: a crash there costs nothing
-                save_checkpoint(path, snapshot(done, optimizer=optimizer.state_dict(), best=best))
+                save_checkpoint(path, snapshot(done, optimizer=optimizer.state_dict()))
             valid = evaluate(model, process, data, config, device, autocast, rank, world)
             if valid:
-                levels = "" if valid["by_level"] is None else " | by noise level " + " ".join(f"{x:.2f}" for x in valid["by_level"])
+                levels = " | by noise level " + " ".join(f"{x:.2f}" for x in valid["by_level"]) if valid["by_level"] else ""
                 tqdm_line(progress, say, f"valid {done:5d}/{config.steps} | loss {valid['loss']:.4f}{levels}")
                 metrics.write(step=done, split="valid", **valid)
                 if valid["loss"] < best:
@@ -197,7 +200,7 @@ class Tally:
 
 @torch.no_grad()
 def evaluate(model, process, data, config, device, autocast, rank=0, world=1):
-    """Return the mean validation losses over config.eval_sequences fixed sequences with fixed noise, or None without valid data."""
+    """Return the mean validation losses over fixed sequences with fixed noise, or None without validation data."""
     n = min(config.eval_sequences, data.n_valid())
     n -= n % world
     if not n:
@@ -246,7 +249,8 @@ def start_ranks(config):
     check(config.batch_size % world == 0, f"--batch_size={config.batch_size} is not divisible by {world} ranks")
     per_rank = config.batch_size // world
     micro = min(config.micro_batch_size, per_rank)
-    check(per_rank % micro == 0, f"--batch_size={config.batch_size} over {world} rank(s) is not divisible by --micro_batch_size={micro}")
+    check(per_rank % micro == 0, f"--batch_size={config.batch_size} over {world} rank(s) is not divisible by "
+                                 f"--micro_batch_size={micro}")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
@@ -261,8 +265,9 @@ def check_config(config):
     """Raise UserError for the first flag that makes no sense."""
     for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    for name in ("warmup", "eval_sequences", "weight_decay", "seed"):
+    for name in ("warmup", "eval_sequences", "weight_decay"):
         check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
+    check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
     check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
     check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
@@ -282,11 +287,13 @@ def canvas(config):
 
 
 def choose_tokenizer(config, initial):
-    """Return the tokenizer: the checkpoint's, else the one named, else the text folder's, else bpe. A clash is a UserError."""
+    """Return the tokenizer: the (resumed or initial) checkpoint's, the one named, the text folder's, or bpe, in this order."""
+    if config.resume:  # its data was encoded with the tokenizer of the run, whatever that started from
+        initial = load_checkpoint(Path(config.out_dir) / "ckpt.pt")
     if initial:
         tokenizer = tokenizer_of(initial)
-        check(config.tokenizer in (None, tokenizer.name), f"tokenizer mismatch: --tokenizer={config.tokenizer}, but the checkpoint "
-                                                          f"was trained with {tokenizer.name!r}; leave --tokenizer out")
+        check(config.tokenizer in (None, tokenizer.name),
+              f"tokenizer mismatch: --tokenizer={config.tokenizer}, but the checkpoint was trained with {tokenizer.name!r}")
         return tokenizer
     _, meta = read_meta(config.data)
     return load_tokenizer(config.tokenizer or meta.get("tokenizer", "bpe"))
@@ -296,7 +303,7 @@ def choose_tokenizer(config, initial):
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
 
 
-def open_out_dir(config, path):
+def open_out_dir(config, path, process):
     """Return the checkpoint to resume or None, having made sure that nothing in out_dir would be lost. Raises UserError."""
     if not config.resume:
         check(not path.exists(), f"{path.parent} already holds a run; continue it with --resume, or choose another --out_dir")
@@ -308,11 +315,18 @@ def open_out_dir(config, path):
         return None
     checkpoint = load_checkpoint(find_checkpoint(path))
     check("optimizer" in checkpoint, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
+    check(checkpoint["process"] == describe(process), f"{path} is a run of {checkpoint['process']}, not of {describe(process)}")
     now, then = asdict(config), checkpoint["config"]
     changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
-    check(not changed, "resuming would not be the same run: " + ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed))
-    check(config.steps > checkpoint["step"], f"{path} is at step {checkpoint['step']} already; raise --steps={config.steps} to go on")
+    changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
+    check(not changed, f"resuming would not be the same run: {changes}")
+    check(config.steps > checkpoint["step"], f"{path} is at step {checkpoint['step']} already; to go on, raise --steps")
     return checkpoint
+
+
+def best_loss(path):
+    """Return the validation loss of best.pt, infinity if there is none yet."""
+    return load_checkpoint(path)["best"] if path.exists() else math.inf
 
 
 class Metrics:
@@ -323,15 +337,22 @@ class Metrics:
 
     def write(self, **values):
         if self.enabled:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+            if values["by_level"]:  # JSON has no nan
+                values["by_level"] = [None if math.isnan(x) else x for x in values["by_level"]]
+            try:
+                with open(self.path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(values) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self.path}: {error.strerror}; ckpt.pt beside it can be resumed") from error
 
     def cut(self, step):
-        """Drop what a stopped run had written past the checkpoint that is resumed."""
+        """Drop what a stopped run had written past the checkpoint that is resumed, or all of a run that left no checkpoint."""
         if self.enabled and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            kept = []
+            for line in self.path.read_text(encoding="utf-8").splitlines() if step else []:
+                with suppress(ValueError):  # the last line of a killed run may be torn
+                    kept += [line + "\n"] * (json.loads(line)["step"] <= step)
+            self.path.write_text("".join(kept), encoding="utf-8")
 
 
 def tqdm_line(progress, say, text):

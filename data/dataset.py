@@ -1,7 +1,7 @@
-"""Prepared data folders become batches. Which rows a step sees is a pure function of (seed, step, index of the row in the batch).
+"""Prepared data folders become batches. The rows of a step are a pure function of (seed, step, index of the row in the batch).
 
-A text folder (token files made by data/prepare.py) gives windows of a stream, cut at a fixed column: the first input_len tokens are
-the input, the next target_len the target (the paper's prefix LM objective; input_len = 0 is the plain language model).
+A text folder (token files made by data/prepare.py) gives windows of a stream, cut at a fixed column: the first input_len tokens
+are the input, the next target_len the target (the paper's prefix LM objective; input_len = 0 is the plain language model).
 A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
 """
 import json
@@ -28,12 +28,18 @@ class Batch(NamedTuple):
 
 
 def read_meta(folder):
-    """Return (path, meta) of a prepared folder, given by path or by its name in data/prepared. Raises UserError if there is none."""
+    """Return (path, meta) of a prepared folder, given by path or by name in data/prepared. Raises UserError without one."""
     path = next((p for p in (Path(folder), PREPARED / folder) if p.is_dir()), None)
     check(path is not None, f"no data folder {folder!r}, nor {PREPARED.name}/{folder} beside data/prepare.py; "
                             f"make it with: python data/prepare.py {Path(folder).name}")
     if (path / "meta.json").exists():
-        return path, json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        try:
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path / 'meta.json'} is not JSON ({error}); data/prepare.py writes such files") from error
+        known = isinstance(meta, dict) and meta.get("kind") in ("task", "text")
+        check(known, f"{path / 'meta.json'}: \"kind\" must be task or text")
+        return path, meta
     check((path / "train.jsonl").exists() or (path / "test.jsonl").exists(),
           f"{path} holds neither meta.json nor train.jsonl / test.jsonl; data/prepare.py makes such folders")
     return path, {"kind": "task", "name": path.name, "metric": "exact"}
@@ -52,8 +58,8 @@ class TextData:
 
     def __init__(self, path, meta, tokenizer, input_len, target_len):
         check(meta["tokenizer_hash"] == tokenizer.hash,
-              f"{path} was tokenized with {meta['tokenizer']!r} ({meta['tokenizer_hash']}), but the model uses {tokenizer.name!r} "
-              f"({tokenizer.hash}); prepare it again with --tokenizer={tokenizer.name}")
+              f"{path} was tokenized with {meta['tokenizer']!r} ({meta['tokenizer_hash']}), but the model uses "
+              f"{tokenizer.name!r} ({tokenizer.hash}); prepare it again with --tokenizer={tokenizer.name}")
         self.input_len, self.length = input_len, input_len + target_len
         self.names = [source["name"] for source in meta["sources"]]
         weights = np.array([source["weight"] for source in meta["sources"]], dtype=np.float64)
@@ -82,7 +88,7 @@ class TextData:
 
     def valid_batch(self, indices):
         """Return fixed validation rows: the same for every seed, step and model."""
-        return self._windows("valid", Noise(0, "valid", 0, indices))
+        return self._windows("valid", Noise(0, "order", 0, indices))  # not "valid": the noise level would tell the source
 
     def n_valid(self):
         return len(self.streams["valid"][0])
@@ -105,18 +111,19 @@ class TaskData:
         examples = read_jsonl(file)
         pairs = list(zip(self.tokenizer.encode_batch([e["input"] for e in examples]),
                          self.tokenizer.encode_batch([e["target"] for e in examples])))
-        fitting = [(i, t) for i, t in pairs if len(i) <= self.input_len and len(t) < self.target_len]  # one slot is for EOS
-        n_dropped = len(pairs) - len(fitting)
+        fits = [len(i) <= self.input_len and len(t) < self.target_len for i, t in pairs]  # one slot is for EOS
+        n_dropped = len(pairs) - sum(fits)
+        flags = f"--input_len={self.input_len} --target_len={self.target_len}"
+        check(any(fits), f"{file}: not one of {len(pairs)} examples fits {flags}")
         if n_dropped and too_long == "error":
-            line, (i, t) = next((n, p) for n, p in enumerate(pairs, 1) if len(p[0]) > self.input_len or len(p[1]) >= self.target_len)
+            first = fits.index(False)
             raise UserError(
-                f"{file}: {n_dropped} of {len(pairs)} examples do not fit; the first is line {line}: input {len(i)} tokens "
-                f"(--input_len={self.input_len}), target {len(t)} + EOS (--target_len={self.target_len}). The longest are "
+                f"{file}: {n_dropped} of {len(pairs)} examples do not fit {flags}; the first is line {first + 1} with an input "
+                f"of {len(pairs[first][0])} tokens and a target of {len(pairs[first][1])} + EOS. The longest are "
                 f"{max(len(i) for i, _ in pairs)} and {max(len(t) for _, t in pairs) + 1}; raise these, or say --too_long=drop")
-        check(fitting, f"{file}: not one of {len(pairs)} examples fits --input_len={self.input_len} --target_len={self.target_len}")
         if n_dropped:
-            print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit the canvas")
-        return [(np.array(i, dtype=np.int32), np.array(t, dtype=np.int32)) for i, t in fitting]
+            print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit {flags}")
+        return [(np.array(i, dtype=np.int32), np.array(t, dtype=np.int32)) for (i, t), fit in zip(pairs, fits) if fit]
 
     def train_batch(self, seed, step, indices, batch_size):
         rows = self.rows["train"]

@@ -1,0 +1,27 @@
+# make demo, make test, make lint: each makes .venv, installs the pinned requirements, and runs.
+# Another Python: make demo PYTHON=python3.12        Flags: make demo ARGS="--task=qa"
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	.venv/bin/python demo.py $(ARGS)
+
+test: .venv/installed-dev
+	.venv/bin/python -m pytest --cov --cov-fail-under=90 $(ARGS)
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(PIP) -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv

@@ -1,0 +1,129 @@
+"""The whole of AR2Diff in minutes on a laptop: pretrain, convert, continue, fine-tune, and compare, at equal budgets.
+
+    python demo.py                     # code; `make demo` runs this
+    python demo.py --task=translate    # or qa
+
+It calls the project's scripts one after the other and prints each command, so that every line can be run, and changed, by hand.
+"""
+import json
+import shlex
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import ar2diff
+import eval as evaluation
+import sample
+import train_ar
+import train_diff
+from checkpoint import load_checkpoint, process_of
+from config import check, one_of, parse, run
+from data import prepare
+from data.dataset import PREPARED
+from model import flops
+
+
+@dataclass
+class Config:
+    task: str = "code"  # code, translate or qa
+    pretrain_steps: int = 200  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
+    finetune_steps: int = 400  # on the task, every model
+    batch_size: int = 32  # sequences per step
+    lr: float = 3e-3  # peak learning rate, in both stages
+    n_examples: int = 100  # test examples
+    out_dir: str = "out/demo"  # everything that is made goes here; replaced if it is there
+
+
+METRIC = {"code": "pass@1", "translate": "bleu", "qa": "f1"}
+
+
+def step(script, *words):
+    """Print a command as one would type it, and run it in this process."""
+    name = script.__name__.replace("data.", "data/")
+    print(f"\n$ python {name}.py " + " ".join(shlex.quote(word) for word in words), flush=True)
+    return script.main(list(words))
+
+
+def training_flops(checkpoints):
+    """Return the FLOPs of training the runs that led to a model, each counted as forward pass x 3."""
+    total = 0
+    for path in checkpoints:
+        c = load_checkpoint(path)
+        process = process_of(c)
+        passes = 1 if process.name == "ar" else process.n_unroll
+        per_sequence = flops(c["shape"], c["input_len"], logits=False) + passes * flops(c["shape"], c["target_len"])
+        total += 3 * per_sequence * c["config"]["batch_size"] * c["step"]
+    return total
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("task", config.task, METRIC)
+    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
+    start, out, task = time.time(), Path(config.out_dir), config.task
+    if out.exists():
+        check((out / "demo.json").exists(), f"{out} exists and is not a demo's; choose another --out_dir")
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / "demo.json").write_text("{}", encoding="utf-8")
+
+    for name in ("text", task):
+        if not (PREPARED / name).exists():
+            step(prepare, name)
+    canvas = json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
+    shared = (f"--batch_size={config.batch_size}", f"--lr={config.lr}", "--log_every=50", "--eval_every=100000",
+              "--eval_sequences=128")
+    text = ("--data=text", f"--input_len={canvas['input_len']}", f"--target_len={canvas['target_len']}", *shared)
+    n = config.pretrain_steps // 10
+
+    print(f"\n== Stage 1: pretraining on text, {config.pretrain_steps} steps")
+    step(train_ar, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/ar")
+    step(train_diff, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/diffusion")
+    print(f"\n== Stage 2: the AR weights become a diffusion model, as they are (AR2Diff_0) and after {n} more steps (AR2Diff_{n})")
+    step(ar2diff, f"{out}/ar", f"{out}/ar2diff_0")
+    step(train_diff, *text, f"--steps={n}", "--warmup=5", f"--init_from={out}/ar2diff_0", f"--out_dir={out}/ar2diff_{n}")
+    print(f"\n== Stage 3: fine-tuning on {task}, {config.finetune_steps} steps each")
+    lineage = {"AR": ["ar"], "Diffusion from scratch": ["diffusion"], "AR2Diff_0": ["ar", "ar2diff_0"],
+               f"AR2Diff_{n}": ["ar", f"ar2diff_{n}"]}
+    for names in lineage.values():
+        script = train_ar if names[-1] == "ar" else train_diff
+        step(script, f"--data={task}", *shared, f"--steps={config.finetune_steps}",
+             f"--init_from={out}/{names[-1]}", f"--out_dir={out}/{names[-1]}_{task}")
+
+    print("\n== Evaluation")
+    rows = []
+    for label, names in lineage.items():
+        path = f"{out}/{names[-1]}_{task}"
+        result = step(evaluation, path, f"--n_examples={config.n_examples}", f"--out={path}/predictions.jsonl",
+                      *(["--allow_code_execution"] if task == "code" else []))
+        runs = [f"{out}/{name}" for name in names if name != "ar2diff_0"] + [path]
+        steps = " + ".join(str(load_checkpoint(run)["step"]) for run in runs)
+        rows.append((label, steps, training_flops(runs), result))
+    table = [f"{'':24s}{'steps':>16s}{'TFLOP':>8s}{METRIC[task] + ' %':>10s}{'+-':>6s}{'evaluations':>13s}{'s/example':>11s}"]
+    for label, steps, cost, r in rows:
+        score, error = r["scores"][METRIC[task]]
+        evaluations = f"{r['evaluations']:.0f} x {r['options']['n_samples']}"
+        table.append(f"{label:24s}{steps:>16s}{cost / 1e12:8.1f}{score:10.1f}{error:6.1f}{evaluations:>13s}"
+                     f"{r['seconds']:11.3f}")
+    facts = {"config": vars(config), "table": table, "results": [r for *_, r in rows], "torch": torch.__version__}
+    (out / "demo.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+    final = f"{out}/ar2diff_{n}_{task}"
+    prompt = json.loads((PREPARED / task / "test.jsonl").open(encoding="utf-8").readline())["input"]
+    print("\n== One denoising, step by step (| is EOS, · is PAD)")
+    step(sample, final, f"--prompt={prompt}", "--show_steps")
+    print(f"\n== {task}: {config.n_examples} test examples that were not in training; {config.batch_size} sequences per step")
+    print("\n".join(table))
+    print("+- is one standard error. Evaluations: of the network, in a row x samples in parallel. TFLOP: of all training.")
+    print(f"\n{time.time() - start:.0f} seconds in all. To go on:\n"
+          f"  python sample.py {final} --prompt={shlex.quote(prompt)} --show_steps --n_steps=20\n"
+          f"  python eval.py {final} --n_steps=5" + (" --allow_code_execution\n" if task == "code" else "\n") +
+          f"  python train_diff.py --data={task} --init_from={final} --steps=1000 --out_dir=out/longer\n"
+          f"  python train_ar.py -h")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,364 @@
+"""The Transformer against a second one, written in numpy from its state dict with one explicit mask over [inputs; targets]."""
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from autoregressive import Autoregressive
+from config import UserError
+from data.dataset import Batch
+from diffusion import Uniform
+from model import SIZES, Transformer, rotary_angles, rotate, shape_of
+from noise import Noise
+
+V, S, T = 40, 5, 6
+PATTERNS = [("causal", "causal"), ("causal", "bidirectional"), ("bidirectional", "causal"), ("bidirectional", "bidirectional"),
+            ("full", "bidirectional")]
+each_pattern = pytest.mark.parametrize("inputs_attention, targets_attention", PATTERNS)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
+
+def tiny_model(seed=0, dropout=0.0):
+    torch.manual_seed(seed)
+    model = Transformer(V, n_layer=2, width=16, n_head=2, dropout=dropout).eval()
+    torch.nn.init.normal_(model.embedding.weight, std=0.4)  # logits far from zero: a wrong one shows
+    return model
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def left_padded(lengths, width):
+    """Return (B, width) bool, True = padding, for inputs of these lengths."""
+    return torch.arange(width)[None, :] < width - torch.tensor(lengths)[:, None]
+
+
+def forward(model, inputs, y, inputs_attention, targets_attention, pad_mask=None):
+    return model.decode(y, model.encode(inputs, pad_mask, inputs_attention), targets_attention)
+
+
+def may_see(inputs_attention, targets_attention, n_inputs, n_targets):
+    """Return (L, L) bool: column i of [inputs; targets] may see column j. Rule by rule, without a triangle function."""
+    n = n_inputs + n_targets
+    seen = np.zeros((n, n), dtype=bool)
+    for i in range(n):
+        for j in range(n):
+            if i < n_inputs and j < n_inputs:
+                seen[i, j] = j <= i or inputs_attention != "causal"
+            elif i < n_inputs:
+                seen[i, j] = inputs_attention == "full"
+            elif j < n_inputs:
+                seen[i, j] = True
+            else:
+                seen[i, j] = j <= i or targets_attention == "bidirectional"
+    return seen
+
+
+def reference_logits(model, inputs, y, seen, pad_mask=None):
+    """Return the targets' logits from one joint pass in float64 numpy; rotary positions are a product of complex numbers here."""
+    weights = {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+    n_head, D = model.shape["n_head"], model.shape["width"] // model.shape["n_head"]
+    norm = lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
+    x = norm(weights["embedding.weight"][np.concatenate((inputs, y), axis=1)])
+    B, L, _ = x.shape
+    seen = np.broadcast_to(seen, (B, L, L)).copy()
+    if pad_mask is not None:
+        padded = np.pad(pad_mask.numpy(), ((0, 0), (0, L - pad_mask.shape[1])))
+        seen &= ~padded[:, None, :] | np.eye(L, dtype=bool)
+    turn = np.exp(1j * np.arange(L)[:, None] * 10000.0 ** (-2 * np.arange(D // 2) / D))
+
+    def placed(x):
+        z = (x[..., :D // 2] + 1j * x[..., D // 2:]) * turn
+        return np.concatenate((z.real, z.imag), axis=-1)
+
+    for n in range(model.shape["n_layer"]):
+        weight = lambda name: weights[f"blocks.{n}.{name}.weight"].T  # noqa: B023 (used within this turn of the loop)
+        q, k, v = np.split(norm(x) @ weight("qkv"), 3, axis=-1)
+        heads = []
+        for h in range(n_head):
+            part = slice(h * D, (h + 1) * D)
+            scores = placed(norm(q[..., part])) @ placed(norm(k[..., part])).swapaxes(1, 2) / math.sqrt(D)
+            e = np.exp(scores) * seen
+            heads.append(e / e.sum(-1, keepdims=True) @ v[..., part])
+        x = x + np.concatenate(heads, axis=-1) @ weight("attention_out")
+        x = x + np.maximum(norm(x) @ weight("mlp_in"), 0) ** 2 @ weight("mlp_out")
+    return (norm(x) @ weights["embedding.weight"].T)[:, inputs.shape[1]:]
+
+
+# ---- what sees what ----
+
+@each_pattern
+@pytest.mark.parametrize("lengths", [None, [5, 2, 0]], ids=["unpadded", "padded"])
+def test_encode_then_decode_is_the_joint_pass_under_an_explicit_mask(inputs_attention, targets_attention, lengths):
+    model, inputs, y = tiny_model(), tokens(3, S), tokens(3, T, seed=1)
+    pad_mask = None if lengths is None else left_padded(lengths, S)
+    expected = reference_logits(model, inputs, y, may_see(inputs_attention, targets_attention, S, T), pad_mask)
+    found = forward(model, inputs, y, inputs_attention, targets_attention, pad_mask)
+    assert abs(found.detach().numpy() - expected).max() < 2e-5
+
+
+@each_pattern
+def test_a_changed_token_moves_exactly_the_columns_that_may_see_it(inputs_attention, targets_attention):
+    model, columns, hidden = tiny_model(), tokens(2, S + T), []
+    model.blocks[-1].register_forward_hook(lambda module, args, result: hidden.append(result[0]))
+
+    def states(columns):
+        hidden.clear()
+        logits = forward(model, columns[:, :S], columns[:, S:], inputs_attention, targets_attention)
+        return torch.cat(hidden, dim=1), logits  # (B, L, C) whether the last block ran once (full) or twice (encode, decode)
+
+    before, logits_before = states(columns)
+    assert before.shape[1] == S + T
+    moved, logits_moved = np.zeros((S + T, S + T), dtype=bool), np.zeros((T, S + T), dtype=bool)
+    for j in range(S + T):
+        changed = columns.clone()
+        changed[0, j] = (changed[0, j] + 1) % V
+        after, logits_after = states(changed)
+        moved[:, j] = (after - before)[0].abs().amax(-1) > 1e-6
+        logits_moved[:, j] = (logits_after - logits_before)[0].abs().amax(-1) > 1e-6
+        assert torch.equal(after[1], before[1]), "rows of a batch do not see each other"
+    expected = may_see(inputs_attention, targets_attention, S, T)
+    assert (moved == expected).all()
+    assert (logits_moved == expected[S:]).all()
+
+
+def test_causal_targets_under_full_inputs_are_refused_because_the_inputs_would_leak_them():
+    model = tiny_model()
+    with pytest.raises(UserError, match="leak"):
+        forward(model, tokens(1, S), tokens(1, T), "full", "causal")
+
+
+def test_unknown_attention_patterns_are_named_with_the_nearest():
+    model = tiny_model()
+    with pytest.raises(UserError, match="did you mean 'causal'"):
+        model.encode(tokens(1, S), attention="casual")
+    with pytest.raises(UserError, match="did you mean 'bidirectional'"):
+        model.decode(tokens(1, T), model.encode(tokens(1, S)), "bidirectionl")
+
+
+@pytest.mark.parametrize("targets_attention", ["causal", "bidirectional"])
+@pytest.mark.parametrize("inputs_attention", ["causal", "full"])
+def test_without_inputs_it_is_a_plain_language_model(inputs_attention, targets_attention):
+    model, y, none = tiny_model(), tokens(2, T), tokens(2, 0)
+    expected = reference_logits(model, none, y, may_see("causal", targets_attention, 0, T))
+    assert abs(forward(model, none, y, inputs_attention, targets_attention).detach().numpy() - expected).max() < 2e-5
+
+
+def test_nothing_padded_means_no_mask_which_keeps_the_fast_kernels(monkeypatch):
+    model, calls, attend = tiny_model(), [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: calls.append(kw["attn_mask"]) or attend(*args, **kw))
+    forward(model, tokens(1, S), tokens(1, T), "causal", "bidirectional")
+    forward(model, tokens(1, S), tokens(1, T), "full", "bidirectional")
+    forward(model, tokens(1, 0), tokens(1, T), "causal", "causal")
+    context = model.encode(tokens(1, S))
+    model.decode(tokens(1, 1), context, "causal", extend=True)
+    assert len(calls) == 12 and all(mask is None for mask in calls)
+
+
+# ---- padding ----
+
+@each_pattern
+def test_padding_changes_nothing_whatever_its_amount_and_content(inputs_attention, targets_attention):
+    model, y = tiny_model(), tokens(3, T, seed=1)
+    lengths, inputs = [4, 2, 1], tokens(3, 4)
+    alone = [forward(model, inputs[b:b + 1, 4 - n:], y[b:b + 1], inputs_attention, targets_attention) for b, n in enumerate(lengths)]
+    for width in (4, 9):  # the whole ragged batch, padded to the longest and further
+        canvas = [tokens(3, width, seed=seed) for seed in (2, 3)]  # two different contents of the padding
+        for rows in canvas:
+            for b, n in enumerate(lengths):
+                rows[b, width - n:] = inputs[b, 4 - n:]
+        found = [forward(model, rows, y, inputs_attention, targets_attention, left_padded(lengths, width)) for rows in canvas]
+        assert torch.equal(*found), "not even the last bit depends on what stands in the padding"
+        assert (found[0] - torch.cat(alone)).abs().max() < 2e-5
+
+
+@each_pattern
+def test_inputs_that_are_all_padding_are_no_inputs_and_give_finite_gradients(inputs_attention, targets_attention):
+    model, y = tiny_model(), tokens(2, T)
+    logits = forward(model, tokens(2, S), y, inputs_attention, targets_attention, torch.ones(2, S, dtype=torch.bool))
+    assert (logits - forward(model, tokens(2, 0), y, "causal", targets_attention)).abs().max() < 2e-5
+    logits.square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_large_activations_do_not_beat_the_mask():
+    model, y = tiny_model(), tokens(1, T)
+    with torch.no_grad():
+        model.blocks[0].qkv.weight[32:] *= 1e6  # values so large that any finite mask value leaks
+    one, other = tokens(1, S), tokens(1, S)
+    other[:, :2] = (one[:, :2] + 1) % V
+    pad_mask = left_padded([3], S)
+    assert torch.equal(*(forward(model, x, y, "bidirectional", "bidirectional", pad_mask) for x in (one, other)))
+
+
+# ---- the cache ----
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6])
+@pytest.mark.parametrize("lengths", [None, [5, 2, 0], "no inputs"])
+@pytest.mark.parametrize("inputs_attention", ["causal", "bidirectional"])
+def test_decoding_with_the_cache_equals_one_pass(inputs_attention, lengths, chunk):
+    model, y = tiny_model(), tokens(3, T, seed=1)
+    inputs = tokens(3, 0 if lengths == "no inputs" else S)
+    pad_mask = left_padded(lengths, S) if isinstance(lengths, list) else None
+    once = forward(model, inputs, y, inputs_attention, "causal", pad_mask)
+    context = model.encode(inputs, pad_mask, inputs_attention)
+    pieces = [model.decode(part, context, "causal", extend=True) for part in y.split(chunk, dim=1)]
+    assert (torch.cat(pieces, dim=1) - once).abs().max() < 2e-5
+    assert context.length == inputs.size(1) + T
+
+
+def test_decoding_leaves_the_context_as_it_was_unless_told_to_extend_it():
+    model, y = tiny_model(), tokens(3, T, seed=1)
+    context = model.encode(tokens(3, S), left_padded([5, 2, 0], S))
+    first = model.decode(y, context, "bidirectional")
+    model.decode(tokens(3, T, seed=2), context, "causal")
+    copy = context.repeat(1)
+    model.decode(y, copy, "causal", extend=True)
+    assert context.length == S and copy.length == S + T
+    assert torch.equal(model.decode(y, context, "bidirectional"), first)
+
+
+@each_pattern
+def test_a_repeated_context_is_the_context_of_repeated_inputs(inputs_attention, targets_attention):
+    model, inputs, pad_mask, y = tiny_model(), tokens(2, S), left_padded([5, 2], S), tokens(6, T, seed=1)
+    shared = model.decode(y, model.encode(inputs, pad_mask, inputs_attention).repeat(3), targets_attention)
+    for row in range(6):  # rows 0-2 belong to the first input, 3-5 to the second
+        b = slice(row // 3, row // 3 + 1)
+        alone = forward(model, inputs[b], y[row:row + 1], inputs_attention, targets_attention, pad_mask[b])
+        assert (shared[row] - alone[0]).abs().max() < 2e-5
+    nothing = model.encode(tokens(2, 0)).repeat(3)
+    assert model.decode(y, nothing, "causal").shape == (6, T, V)
+
+
+# ---- the parts ----
+
+def test_rotary_scores_depend_on_the_distance_only():
+    D = 8
+    q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(0)).double()
+    at = lambda x, position: rotate(x[None], *(angle.double() for angle in rotary_angles(position, 1, D, "cpu")))
+    score = lambda m, n: float((at(q, m) * at(k, n)).sum())
+    for distance in (-7, -1, 0, 1, 7):
+        frequencies = 10000.0 ** (-np.arange(0, D, 2) / D)
+        pairs = lambda x: x[:D // 2].numpy() + 1j * x[D // 2:].numpy()
+        closed_form = (pairs(q) * pairs(k).conj() * np.exp(1j * distance * frequencies)).real.sum()
+        for n in (7, 50, 1000):
+            assert abs(score(n + distance, n) - closed_form) < 1e-3  # float32 angles of position 1000
+    assert abs(score(3, 0) - score(0, 0)) > 0.01
+    first, second = rotary_angles(0, 4, D, "cpu"), rotary_angles(4, 3, D, "cpu")
+    assert all(torch.equal(torch.cat(pair), whole) for pair, whole in zip(zip(first, second), rotary_angles(0, 7, D, "cpu")))
+
+
+@pytest.mark.parametrize("size, n_layer, width, n_head", [("base", 12, 768, 12), ("large", 24, 1024, 16), ("xl", 24, 2048, 32),
+                                                          ("3x96x4", 3, 96, 4), ("4X128X4", 4, 128, 4)])
+def test_sizes_by_name_and_by_shape(size, n_layer, width, n_head):
+    assert shape_of(size) == (n_layer, width, n_head)
+
+
+def test_parameter_counts_are_those_of_the_paper():
+    counted = Transformer(V, 3, 32, 4).n_params()
+    assert counted == V * 32 + 3 * 12 * 32 * 32  # tied embedding; 4 C^2 of attention and 8 C^2 of MLP a layer
+    backbones = {name: n_layer * 12 * width * width for name, (n_layer, width, _) in SIZES.items()}
+    assert round(backbones["base"] / 1e6) == 85
+    assert round((backbones["base"] + 256_000 * 768) / 1e6, -1) == 280  # with the PaLM vocabulary, section 5.1
+    assert round((backbones["xl"] + 256_000 * 2048) / 1e9, 1) == 1.7
+
+
+@pytest.mark.parametrize("size", ["bas", "", "4x128", "4x128x4x1", "0x128x4", "4x-128x4", "4x128x0", "axbxc", "4x130x4", "4x12x4", "4.5x128x4"])
+def test_impossible_sizes_are_user_errors(size):
+    with pytest.raises(UserError, match="size="):
+        shape_of(size)
+
+
+def test_an_untrained_model_scores_log_v_at_every_shape():
+    for n_layer, width in ((1, 16), (4, 64)):
+        torch.manual_seed(0)
+        model = Transformer(500, n_layer, width, 2)
+        logits = model.decode(torch.randint(500, (16, T)), model.encode(torch.randint(500, (16, S))), "bidirectional")
+        assert abs(F.cross_entropy(logits.flatten(0, 1), torch.randint(500, (16 * T,))) - math.log(500)) < 0.05
+
+
+def test_dropout_acts_in_training_only():
+    model, inputs, y = tiny_model(dropout=0.5), tokens(2, S), tokens(2, T)
+    once, again = (forward(model, inputs, y, "causal", "causal") for _ in range(2))
+    assert torch.equal(once, again)
+    assert torch.equal(once, forward(tiny_model(), inputs, y, "causal", "causal"))
+    model.train()
+    once, again = (forward(model, inputs, y, "causal", "causal") for _ in range(2))
+    assert (once - again).abs().max() > 0.1
+
+
+# ---- speed must not change the numbers ----
+
+def batch_with_padding(device="cpu"):
+    return Batch(tokens(4, S), left_padded([5, 3, 2, 0], S), tokens(4, T, seed=1)).to(device)
+
+
+def loss_and_gradients(model, process, batch):
+    model.zero_grad()
+    loss = process.loss(model, batch, Noise(0, "train", 0, range(4))).total
+    loss.backward()
+    return float(loss), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@each_pattern
+def test_bfloat16_autocast_is_finite_and_near_float32(inputs_attention, targets_attention):
+    model, batch = tiny_model(), batch_with_padding()
+    exact = forward(model, batch.inputs, batch.targets, inputs_attention, targets_attention, batch.pad_mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = forward(model, batch.inputs, batch.targets, inputs_attention, targets_attention, batch.pad_mask)
+        process = Uniform(V - 2, inputs_attention=inputs_attention)
+        loss, gradients = loss_and_gradients(model, process, batch)
+    assert rounded.dtype == torch.bfloat16 and 0 < (rounded - exact).abs().max() < 0.15
+    assert math.isfinite(loss) and all(torch.isfinite(g).all() for g in gradients.values())
+
+
+def compiled_equals_eager(process, batch, tolerance):
+    model = tiny_model().to(batch.inputs.device)
+    loss, gradients = loss_and_gradients(model, process, batch)
+    names = list(model.state_dict())
+    torch._dynamo.reset()
+    model.encode, model.decode = torch.compile(model.encode), torch.compile(model.decode)  # as train_loop.py does
+    fast_loss, fast_gradients = loss_and_gradients(model, process, batch)
+    assert list(model.state_dict()) == names, "compiling must not rename tensors"
+    assert abs(loss - fast_loss) < tolerance
+    for name in gradients:
+        assert (gradients[name] - fast_gradients[name]).abs().max() < tolerance, name
+
+
+@pytest.mark.slow
+def test_compiled_equals_eager_on_one_batch():
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("torch.compile on a CPU needs a C++ compiler (g++ or clang++)")
+    compiled_equals_eager(Uniform(V - 2), batch_with_padding(), tolerance=1e-4)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Uniform(V - 2, inputs_attention="full")])
+def test_compiled_equals_eager_on_a_gpu(process):
+    compiled_equals_eager(process, batch_with_padding("cuda"), tolerance=1e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_on_a_gpu_the_cache_is_exact_and_bfloat16_with_a_fused_step_follows_float32():
+    model, batch = tiny_model(), batch_with_padding()
+    on_cpu = forward(model, batch.inputs, batch.targets, "causal", "causal", batch.pad_mask)
+    model, batch = model.cuda(), batch.to("cuda")
+    context = model.encode(batch.inputs, batch.pad_mask)
+    cached = torch.cat([model.decode(y, context, "causal", extend=True) for y in batch.targets.split(1, dim=1)], dim=1)
+    assert (cached.cpu() - on_cpu).abs().max() < 1e-3
+    process, losses = Uniform(V - 2), []
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    for _ in range(2):
+        exact, _ = loss_and_gradients(model, process, batch)
+        with torch.autocast("cuda", torch.bfloat16):
+            loss, gradients = loss_and_gradients(model, process, batch)
+        assert abs(loss - exact) < 0.05 * exact and all(torch.isfinite(g).all() for g in gradients.values())
+        optimizer.step()
+        losses.append(exact)
+    assert losses[1] < losses[0]
