@@ -56,10 +56,11 @@ class Autoregressive:
         done = torch.zeros_like(draft[:, 0], dtype=torch.bool)
         for i in range(T):
             logits = model.decode(token, context, "causal", extend=True)                 # (B, 1, V)
+            allowed = logits
             if top_k:
                 kth = logits.topk(min(top_k, logits.size(-1))).values[..., -1:]
-                logits = logits.masked_fill(logits < kth, -torch.inf)
-            token = noise.categorical(logits, temperature)                               # (B, 1)
+                allowed = logits.masked_fill(logits < kth, -torch.inf)
+            token = noise.categorical(allowed, temperature)                              # (B, 1)
             token = torch.where(done[:, None], self.pad, token)
             score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
             draft[:, i] = token[:, 0]

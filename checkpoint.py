@@ -6,6 +6,7 @@ optimizer and best (the lowest validation loss so far).
 """
 import os
 import pickle
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +51,9 @@ def load_checkpoint(path, device="cpu"):
     """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file; never runs code from it."""
     file = find_checkpoint(path)
     try:
-        checkpoint = torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
+            checkpoint = torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over

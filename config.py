@@ -71,7 +71,7 @@ def parse(cls, argv=None):
         if word in bools and after.lower() not in BOOLS:
             words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value
     namespace, unknown = parser.parse_known_args(words)
-    check(not unknown, f"unknown argument {unknown[:1]} ({parser.prog} -h lists the flags)")
+    check(not unknown, f"unknown argument {' '.join(unknown)!r} ({parser.prog} -h lists the flags)")
     return cls(**vars(namespace))
 
 
@@ -80,7 +80,7 @@ def _check_flags(parser, cls, words):
     flags = [f"--{field.name}" for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
     for word in words:
         flag = word.split("=")[0]
-        if re.fullmatch(r"--?\w\w+", flag) and flag not in (*flags, "--help"):
+        if re.fullmatch(r"--?[a-z]\w+", flag) and flag not in (*flags, "--help"):
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             hint = "; give its value alone, without a flag" if flag[2:] in cls.__dataclass_fields__ else hint

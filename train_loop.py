@@ -128,9 +128,10 @@ def train(config, process, tokenizer, initial=None):
         evaluate_now = done % config.eval_every == 0 or done == config.steps
         if done % config.log_every == 0 or evaluate_now or step == 0:
             summary = tally.summary(world)  # the one place that waits for the device
-            if not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
-                raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, learning "
-                                f"rate {lr:.2e}: lower --lr or raise --warmup; the last checkpoint in {out_dir} is untouched")
+            broken = evaluate_now and not all(p.isfinite().all() for p in model.parameters())  # by this step: must not be saved
+            if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
+                raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, "
+                                f"learning rate {lr:.2e}: lower --lr or raise --warmup; the last checkpoint in {out_dir} is untouched")
             seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
             eta = time.strftime("%H:%M:%S", time.gmtime(seconds * (config.steps - done)))
             tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "
@@ -269,6 +270,7 @@ def check_config(config):
         check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
+    check(0 <= config.beta2 < 1, f"--beta2={config.beta2} must be in [0, 1)")
     check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
     check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
     check(config.input_len is None or config.input_len >= 0, f"--input_len={config.input_len} must not be negative")

@@ -1,0 +1,199 @@
+"""eval.py: gold answers score 100, what it counts is counted right, no code runs unasked. Then the chain of all scripts."""
+import json
+
+import pytest
+import torch
+
+import ar2diff
+import eval as evaluation
+import sample
+import train_ar
+import train_diff
+from checkpoint import load_checkpoint
+from config import UserError
+from data import prepare
+from data.tokenizer import load_tokenizer
+from sandbox import Result
+
+BYTES = load_tokenizer("bytes")
+CODE = [{"input": f"add {n}", "target": f"def f(x): return x + {n}", "tests": [f"assert f(1) == {n + 1}", "assert f(1.5) > 1"]}
+        for n in range(3)]
+
+
+def write_task(folder, rows, metric):
+    folder.mkdir()
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps({"kind": "task", "metric": metric}), encoding="utf-8")
+    return folder
+
+
+def answer_with(monkeypatch, texts, n_steps=3):
+    """Let every model answer an input with texts[input]; None is an answer without EOS, ids are given as they are."""
+    def drafts(self, batch, noise):
+        rows = []
+        for ids in batch.inputs.tolist():
+            text = texts[BYTES.decode([i for i in ids if i != BYTES.pad])]
+            ids = [BYTES.pad] if text is None else [*text.encode(), BYTES.eos]
+            rows.append(ids + [BYTES.pad] * (40 - len(ids)))
+        return [torch.tensor(rows)] * n_steps
+    monkeypatch.setattr(sample.Writer, "drafts", drafts)
+
+
+def score(*words):
+    return evaluation.main([str(word) for word in words])
+
+
+def test_gold_answers_score_100_and_empty_ones_0(ar_run, task, monkeypatch):
+    rows = [json.loads(line) for line in (task / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    answer_with(monkeypatch, {row["input"]: row["target"] for row in rows})
+    result = score(ar_run.folder)  # the data it was trained on, and its test part, are the default
+    assert result["scores"]["exact_match"] == (100, 0)
+    assert (result["n"], result["split"], result["data"]) == (5, "test", str(task))
+    assert (result["empty"], result["unfinished"], result["too_long"]) == (0, 0, 0)
+    answer_with(monkeypatch, {row["input"]: "" for row in rows})
+    result = score(ar_run.folder, f"--data={task}")
+    assert (result["scores"]["exact_match"][0], result["empty"], result["unfinished"]) == (0, 100, 0)
+
+
+@pytest.mark.parametrize("metric, name", [("bleu", "bleu"), ("qa", "f1")])
+def test_each_metric_scores_its_gold_100_and_counts_what_went_wrong(ar_run, tmp_path, monkeypatch, capsys, metric, name):
+    texts = [f"the cat number {n} sat down" for n in range(4)]
+    rows = [{"input": str(n), "target": text, "references": [text, "x"]} for n, text in enumerate(texts)]
+    answers = {row["input"]: row["target"] for row in rows}
+    answer_with(monkeypatch, answers)
+    folder = write_task(tmp_path / "t", rows, metric)
+    result = score(ar_run.folder, f"--data={folder}")
+    assert abs(result["scores"][name][0] - 100) < 1e-9 and result["scores"]["exact_match"][0] == 100
+    shown = capsys.readouterr().out
+    assert ("version:" in shown) == (metric == "bleu")  # the signature of sacreBLEU
+    for part in (f"{name} ", "100.00 % +- 0.00", "seed 0", "torch ", "cpu", "temperature 0.0", "4 test examples"):
+        assert part in shown, part
+    answer_with(monkeypatch, {**answers, "0": "", "1": None, "2": "x"})  # None: nothing but PAD, so empty and unfinished
+    result = score(ar_run.folder, f"--data={folder}")
+    assert (result["empty"], result["unfinished"], result["scores"]["exact_match"][0]) == (50, 25, 50)
+
+
+def test_an_input_that_does_not_fit_is_counted_and_scores_nothing(ar_run, tmp_path, monkeypatch):
+    rows = [{"input": "ab", "target": "ba"}, {"input": "123456789", "target": "x"}]
+    answer_with(monkeypatch, {"ab": "ba", "123456789": "x"})
+    result = score(ar_run.folder, f"--data={write_task(tmp_path / 't', rows, 'exact')}")
+    assert (result["too_long"], result["scores"]["exact_match"][0], result["empty"], result["evaluations"]) == (1, 50, 50, 3)
+
+
+def test_the_size_of_a_batch_changes_no_answer(ar_run, diff_run, tmp_path):
+    for run in (ar_run, diff_run):
+        files = []
+        for size in (1, 2, 16):
+            out = tmp_path / f"{run.folder.name}{size}.jsonl"
+            score(run.folder, f"--batch_size={size}", "--temperature=1", "--n_samples=2", "--n_programs=2", f"--out={out}")
+            files.append(out.read_text(encoding="utf-8"))
+        assert files[0] == files[1] == files[2]
+        rows = [json.loads(line) for line in files[0].splitlines()]
+        assert [list(row) for row in rows] == [["input", "target", "predictions"]] * 5
+        assert any(a != b for a, b in (row["predictions"] for row in rows))  # two programs are two draws
+
+
+def test_network_evaluations_are_the_steps_of_diffusion_and_the_tokens_of_ar(ar_run, diff_run, monkeypatch):
+    assert score(diff_run.folder, "--n_steps=4")["evaluations"] == 4
+    assert score(diff_run.folder, "--n_steps=4", "--n_programs=2", "--n_samples=3")["evaluations"] == 4
+    calls = []
+    real = type(sample.load_writer(ar_run.folder, sample.DecodeConfig()).model).decode
+    monkeypatch.setattr("model.Transformer.decode", lambda self, y, *a, **k: calls.append(len(y)) or real(self, y, *a, **k))
+    result = score(ar_run.folder, "--batch_size=1")
+    assert result["evaluations"] == len(calls) / 5
+
+
+def test_two_evaluations_agree_and_another_seed_does_not(diff_run, tmp_path):
+    def predictions(seed, name):
+        score(diff_run.folder, "--temperature=1", f"--seed={seed}", f"--out={tmp_path / name}")
+        return (tmp_path / name).read_text(encoding="utf-8")
+    assert predictions(0, "a") == predictions(0, "b") != predictions(1, "c")
+
+
+def test_n_examples_takes_the_first(ar_run, task, tmp_path):
+    score(ar_run.folder, "--n_examples=2", "--split=valid", f"--out={tmp_path / 'x'}")
+    rows = [json.loads(line)["input"] for line in (tmp_path / "x").read_text(encoding="utf-8").splitlines()]
+    assert rows == [json.loads(line)["input"] for line in (task / "valid.jsonl").read_text(encoding="utf-8").splitlines()][:2]
+
+
+def test_no_code_runs_without_the_flag(ar_run, tmp_path, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("something ran")
+    monkeypatch.setattr(evaluation, "run_many", forbidden)
+    monkeypatch.setattr(evaluation, "check_canaries", forbidden)
+    monkeypatch.setattr(sample.Writer, "drafts", forbidden)  # refused at once, not after an hour of decoding
+    folder = write_task(tmp_path / "t", CODE, "code")
+    with pytest.raises(UserError, match="sandbox.py.*--allow_code_execution"):
+        score(ar_run.folder, f"--data={folder}")
+    with pytest.raises(UserError, match="--allow_code_execution"):
+        score(ar_run.folder, f"--data={folder}", "--allow_code_execution=false")
+
+
+def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar_run, tmp_path, monkeypatch):
+    calls = []
+
+    def run_many(jobs):
+        calls.extend(jobs)
+        return [Result("+ 1" in program, "") for program, *_ in jobs]
+    monkeypatch.setattr(evaluation, "check_canaries", lambda: calls.append("canaries"))
+    monkeypatch.setattr(evaluation, "run_many", run_many)
+    answer_with(monkeypatch, {row["input"]: row["target"] for row in CODE})
+    rows = [{**row, "setup": "import math"} for row in CODE]
+    folder = write_task(tmp_path / "t", rows, "code")
+    result = score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2", "--k=2")
+    assert calls[0] == "canaries"
+    assert calls[1:] == [(row["target"], "\n".join(row["tests"]), "import math") for row in CODE for _ in range(2)]
+    assert abs(result["scores"]["pass@2"][0] - 100 / 3) < 1e-9 and result["scores"]["exact_match"][0] == 100
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--n_programs=2", "--k=3"], "pass@3 needs .*--n_programs=2"), (["--k=0"], "--k=0 must be at least 1"),
+    (["--n_programs=0"], "--n_programs=0 must be at least 1"), (["--batch_size=0"], "--batch_size=0 must be at least 1"),
+    (["--n_examples=0"], "--n_examples=0 must be at least 1"), (["--split=tset"], "did you mean 'test'"),
+    (["--n_steps=0"], "--n_steps=0 must be at least 1"), (["--n_samples=0"], "--n_samples=0 must be at least 1"),
+    (["--seed=-1"], "--seed=-1 must be at least 0"), (["--data=nowhere"], "no data folder 'nowhere'"),
+    (["--allow_code"], "unknown argument")])
+def test_a_wrong_flag_is_refused_in_one_line(diff_run, flags, message):
+    with pytest.raises(UserError, match=message) as caught:
+        score(diff_run.folder, *flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_scored_is_refused(train, ar_run, text, tmp_path):
+    lm = train("ar", tmp_path / "lm", f"--data={text}", "--input_len=0", "--steps=1")
+    with pytest.raises(UserError, match="holds text, not a task"):
+        score(lm.folder)
+    with pytest.raises(UserError, match="a plain language model"):
+        score(lm.folder, f"--data={write_task(tmp_path / 'a', CODE, 'exact')}")
+    with pytest.raises(UserError, match="did you mean 'bleu'"):
+        score(ar_run.folder, f"--data={write_task(tmp_path / 'b', CODE, 'blue')}")
+    without = [{k: v for k, v in row.items() if k != "tests"} for row in CODE]
+    with pytest.raises(UserError, match="needs \"tests\" in every example"):
+        score(ar_run.folder, f"--data={write_task(tmp_path / 'c', without, 'code')}", "--allow_code_execution")
+    broken = write_task(tmp_path / "d", CODE, "exact")
+    (broken / "test.jsonl").write_bytes(b'{"input": "a", "target": "b"}\n{"input": \n')
+    with pytest.raises(UserError, match="test.jsonl, line 2"):
+        score(ar_run.folder, f"--data={broken}")
+    with pytest.raises(UserError, match="cannot write --out="):
+        score(ar_run.folder, f"--out={tmp_path / 'nowhere' / 'x'}")
+
+
+@pytest.mark.slow
+def test_the_whole_chain_of_scripts_on_the_code_task(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--data=task", "--batch_size=8", "--steps=3", "--warmup=1", "--log_every=1", "--eval_sequences=8"]
+    prepare.main(["code", "--n_train=32", "--out=task"])
+    train_ar.main([*small, "--out_dir=ar", "--size=1x16x2"])
+    ar2diff.main(["ar", "ar2diff0"])
+    train_diff.main([*small, "--init_from=ar2diff0", "--out_dir=diff"])
+    assert load_checkpoint("diff")["history"] == load_checkpoint("ar2diff0")["history"] != []
+    with pytest.raises(UserError, match="--allow_code_execution"):
+        score("diff")
+    for folder in ("ar", "diff"):
+        result = score(folder, "--allow_code_execution", "--n_examples=2", "--n_samples=2", f"--out={folder}.jsonl")
+        assert result["n"] == 2 and result["metric"] == "code" and set(result["scores"]) == {"pass@1", "exact_match"}
+        assert len((tmp_path / f"{folder}.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    capsys.readouterr()
+    sample.main(["diff", "--prompt=add one to x", "--show_steps", "--n_steps=4"])
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.split()[0] for line in lines[:4]] == ["1", "2", "3", "4"] and lines[4] == ""

@@ -1,0 +1,165 @@
+"""sample.py: what is typed reaches the model, what the model says reaches the terminal, and every draft can be seen."""
+import io
+import re
+import sys
+
+import pytest
+import torch
+
+import sample
+from checkpoint import build_model, process_of
+from config import UserError
+from data.dataset import pad_rows
+from data.tokenizer import load_tokenizer
+from noise import Noise
+from sample import load_writer, prompt_batch, show
+
+BYTES = load_tokenizer("bytes")
+
+
+@pytest.fixture(scope="module", params=["causal", "bidirectional"])
+def lm_run(request, train, text, tmp_path_factory):
+    """A plain language model: no input columns (so that the pattern of the inputs must not matter)."""
+    return train("ar", tmp_path_factory.mktemp("runs") / "lm", f"--data={text}", "--input_len=0", "--target_len=12",
+                 "--steps=30", "--lr=2e-2", f"--inputs_attention={request.param}")
+
+
+def stdin(monkeypatch, content):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+def say(capsys, *words):
+    capsys.readouterr()
+    sample.main([str(word) for word in words])
+    return capsys.readouterr().out
+
+
+def test_a_prompt_on_stdin_is_the_prompt_on_the_command_line(ar_run, monkeypatch, capsys):
+    prompts, real = [], sample.prompt_batch
+    monkeypatch.setattr(sample, "prompt_batch", lambda writer, prompt: prompts.append(prompt) or real(writer, prompt))
+    outputs = []
+    for words, content in ((["--prompt=ab é"], "not read"), ([], "ab é\n"), ([], "ab é"), ([], "ab é\r\n")):
+        stdin(monkeypatch, content.encode())
+        outputs.append(say(capsys, ar_run.folder, *words))
+    assert prompts == ["ab é"] * 4 and len(set(outputs)) == 1
+    stdin(monkeypatch, b"not read")
+    say(capsys, ar_run.folder, "--prompt=")
+    assert prompts[-1] == ""  # an empty prompt is a prompt
+
+
+def test_the_prompt_reaches_the_model_padded_on_the_left(ar_run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sample.Writer, "drafts", lambda self, batch, noise: seen.append(batch) or [batch.targets])
+    sample.main([str(ar_run.folder), "--prompt=abc", "--target_len=4"])
+    assert seen[0].inputs.tolist() == [[BYTES.pad] * 5 + list(b"abc")]
+    assert seen[0].pad_mask.tolist() == [[True] * 5 + [False] * 3] and seen[0].targets.shape == (1, 4)
+
+
+@pytest.mark.parametrize("kind, n", [("ar", 5), ("diff", 10), ("diff", 3)])
+def test_show_steps_prints_every_draft_and_then_the_answer(ar_run, diff_run, capsys, kind, n):
+    run, flags = (ar_run, ["--target_len=5"]) if kind == "ar" else (diff_run, [f"--n_steps={n}", "--n_samples=2"])
+    lines = say(capsys, "--show_steps", run.folder, "--prompt=ab", *flags).split("\n")
+    steps = [line for line in lines if re.match(r" +\d+  ", line)]
+    assert [int(line.split()[0]) for line in steps] == list(range(1, n + 1)) and lines[n] == ""
+    writer = load_writer(run.folder, sample.DecodeConfig(n_steps=n, n_samples=2 if kind == "diff" else None),
+                         5 if kind == "ar" else None)
+    writer, batch = prompt_batch(writer, "ab")
+    drafts = writer.drafts(batch, Noise(0, "decode", 0, [0]))
+    assert [line[6:] for line in steps] == [show(BYTES, draft[0]) for draft in drafts]
+    assert "\n".join(lines[n + 1:]) == BYTES.decode(drafts[-1][0]) + "\n"
+
+
+def test_a_draft_is_shown_whole_on_one_line_with_a_mark_for_each_special_id():
+    sentinel, unused = BYTES.sentinels[0], BYTES.vocab_size - 1
+    ids = [*"é{\r\n".encode(), BYTES.mask, *b"b", BYTES.eos, BYTES.pad, *b"c", BYTES.pad, sentinel, unused]
+    assert show(BYTES, torch.tensor(ids)) == "é{↵_b|·c·"
+    assert show(BYTES, [0xC3, BYTES.pad, 0xA9]) == "\ufffd·\ufffd"  # half a character on either side
+    assert show(BYTES, []) == ""
+
+
+def test_a_language_model_continues_its_prompt_as_a_joint_pass_without_cache_would(lm_run, capsys):
+    model, process = build_model(lm_run.checkpoint()).eval(), process_of(lm_run.checkpoint())
+    prompts = ["a", "cab abba", "z" * 30, ""]  # also one longer than the canvas it was trained on
+    for prompt in prompts:
+        ids = [process.start, *prompt.encode()]
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 13 and ids[-1] != BYTES.eos:
+                nothing = model.encode(torch.empty(1, 0, dtype=torch.long))
+                ids.append(model.decode(torch.tensor([ids]), nothing, "causal")[0, -1].argmax().item())
+        assert say(capsys, lm_run.folder, f"--prompt={prompt}") == prompt + BYTES.decode(ids[1 + len(prompt):]) + "\n"
+
+
+def test_a_diffusion_model_without_inputs_writes_but_takes_no_prompt(train, text, tmp_path, capsys):
+    run = train("diff", tmp_path / "x", f"--data={text}", "--input_len=0", "--target_len=6", "--steps=1")
+    assert say(capsys, run.folder, "--prompt=").endswith("\n")
+    with pytest.raises(UserError, match="without inputs .* takes no prompt"):
+        say(capsys, run.folder, "--prompt=ab")
+
+
+def test_one_seed_gives_one_text(diff_run, ar_run, capsys):
+    for run in (diff_run, ar_run):
+        texts = [say(capsys, run.folder, "--prompt=ab", "--temperature=1", f"--seed={seed}") for seed in (1, 1, 2)]
+        assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], {"temperature": 0.0, "n_samples": 1, "top_k": 0}), (["--temperature=0.7", "--top_k=3", "--n_samples=4"],
+                                                            {"temperature": 0.7, "n_samples": 4, "top_k": 3})])
+def test_flags_left_out_become_greedy_for_an_ar_model(ar_run, flags, expected):
+    assert load_writer(ar_run.folder, sample.parse(sample.Config, ["x", *flags])).options == expected
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ([], {"temperature": 0.2, "n_samples": 8, "n_steps": 10}),  # the paper's
+    (["--temperature=0", "--n_samples=1", "--n_steps=3"], {"temperature": 0.0, "n_samples": 1, "n_steps": 3})])
+def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, expected):
+    assert load_writer(diff_run.folder, sample.parse(sample.Config, ["x", *flags])).options == expected
+
+
+def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_the_numbers(ar_run, diff_run, capsys):
+    for run in (ar_run, diff_run):
+        say(capsys, run.folder, "--prompt=12345678")
+        with pytest.raises(UserError, match="prompt has 9 tokens, .* holds 8"):
+            say(capsys, run.folder, "--prompt=123456789")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--n_steps=0"], "--n_steps=0 must be at least 1"), (["--n_samples=0"], "--n_samples=0 must be at least 1"),
+    (["--n_samples=-3"], "--n_samples=-3 must be at least 1"), (["--temperature=-1"], "--temperature=-1.0 must not be negative"),
+    (["--target_len=0"], "--target_len=0 must be at least 1"), (["--top_k=-1"], "--top_k=-1 must not be negative"),
+    (["--seed=-1"], "--seed=-1 must be at least 0"), ([f"--seed={1 << 70}"], "below 2.32"), (["--device=gpu"], "device='gpu'"),
+    (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float")])
+def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, message):
+    for run in (ar_run, diff_run):
+        with pytest.raises(UserError, match=message) as caught:
+            say(capsys, run.folder, "--prompt=a", *flags)
+        assert "\n" not in str(caught.value)
+
+
+def test_top_k_is_refused_where_it_would_do_nothing(diff_run, capsys):
+    with pytest.raises(UserError, match="--top_k is for autoregressive models"):
+        say(capsys, diff_run.folder, "--prompt=a", "--top_k=5")
+
+
+def test_a_wrong_checkpoint_is_refused(capsys, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        say(capsys, tmp_path / "none", "--prompt=a")
+    (tmp_path / "x.pt").write_text("hello", encoding="utf-8")
+    with pytest.raises(UserError, match="x.pt is"):
+        say(capsys, tmp_path / "x.pt", "--prompt=a")
+
+
+def test_a_prompt_that_is_not_utf8_is_refused(ar_run, monkeypatch):
+    stdin(monkeypatch, b"ab\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        sample.main([str(ar_run.folder)])
+
+
+def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(diff_run, ar_run):
+    for run in (diff_run, ar_run):
+        writer = load_writer(run.folder, sample.DecodeConfig(temperature=1.0, n_samples=3, n_steps=4))
+        rows = [(list(b"ab"), []), (list(b"abcdefgh"), []), ([], [])]
+        whole = writer.drafts(pad_rows(rows, BYTES, 8, 7), Noise(0, "decode", 0, range(3)))[-1]
+        alone = [writer.drafts(pad_rows([row], BYTES, 8, 7), Noise(0, "decode", 0, [i]))[-1] for i, row in enumerate(rows)]
+        assert torch.equal(whole, torch.cat(alone))
+        assert len({tuple(row) for row in whole.tolist()}) == 3

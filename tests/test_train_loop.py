@@ -1,0 +1,400 @@
+"""train_loop.py: the same run however it is split, stopped or watched; a run that goes wrong costs nothing that was there."""
+import errno
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_ar
+import train_diff
+import train_loop
+from checkpoint import build_model, load_checkpoint, process_of, save_checkpoint, tokenizer_of
+from config import UserError
+from data.dataset import open_data
+from noise import Noise
+
+ROOT = Path(train_loop.__file__).parent
+RESUMABLE = ["--steps=10", "--eval_every=5", "--log_every=4", "--dropout=0.1"]
+
+
+def same(a, b):
+    """Compare nested dicts, lists and tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return len(a) == len(b) and all(map(same, a, b)) if isinstance(a, (list, tuple)) else a == b
+
+
+def stop_at(monkeypatch, last, error=KeyboardInterrupt):
+    """Let the loop die at the beginning of step number `last` (counted from 0)."""
+    real = train_loop.learning_rate
+
+    def learning_rate(config, step):
+        if step == last:
+            raise error
+        return real(config, step)
+    monkeypatch.setattr(train_loop, "learning_rate", learning_rate)
+
+
+# ---- the same run again --------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_the_same_command_twice_is_bit_identical_and_another_seed_is_not(train, tmp_path, kind):
+    runs = (("one", 3), ("two", 3), ("other", 4))
+    one, two, other = (train(kind, tmp_path / name, "--dropout=0.1", f"--seed={seed}") for name, seed in runs)
+    assert one.log() == two.log() and len(one.log()) == 5
+    assert same(one.checkpoint()["model"], two.checkpoint()["model"])
+    assert one.log()[0]["loss"] != other.log()[0]["loss"]
+
+
+@pytest.fixture(params=["ar", "diff"])
+def stopped(request, train, task, text, tmp_path, monkeypatch):
+    """Return (kind, flags, a run of 10 steps, the same run killed in step 10): AR on text, diffusion on a task."""
+    kind = request.param
+    flags = [*RESUMABLE, f"--data={text if kind == 'ar' else task}", "--unroll_temperature=1"][:None if kind == "diff" else -1]
+    whole = train(kind, tmp_path / "whole", *flags)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 9)
+        train(kind, tmp_path / "part", *flags)
+    killed = type(whole)(tmp_path / "part")
+    assert killed.checkpoint()["step"] == 5 and killed.log()[-1]["step"] == 8  # it had logged past its checkpoint
+    return kind, flags, whole, killed
+
+
+def test_a_resumed_run_is_bit_identical_to_one_never_stopped(stopped, train):
+    kind, flags, whole, killed = stopped
+    with open(killed.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 9, "los')  # the kill tore a line
+    train(kind, killed.folder, *flags, "--resume")
+    assert killed.log() == whole.log() and [line["step"] for line in whole.log()] == [1, 4, 5, 5, 8, 10, 10]
+    a, b = whole.checkpoint(), killed.checkpoint()
+    assert same(a["model"], b["model"]) and same(a["optimizer"], b["optimizer"]) and a["step"] == b["step"] == 10
+
+
+@pytest.mark.parametrize("withheld", ["moments", "steps of AdamW", "step"])
+def test_withholding_any_state_makes_a_resumed_run_differ(stopped, train, withheld):
+    kind, flags, whole, killed = stopped
+    c = killed.checkpoint()
+    for state in c["optimizer"]["state"].values():
+        if withheld == "moments":
+            state["exp_avg"].zero_()
+        if withheld == "steps of AdamW":
+            state["step"].zero_()
+    save_checkpoint(killed.path, c | ({"step": 4} if withheld == "step" else {}))
+    train(kind, killed.folder, *flags, "--resume")
+    assert not same(whole.checkpoint()["model"], killed.checkpoint()["model"])
+
+
+def test_resuming_needs_no_init_from_and_keeps_its_tokenizer(train, ar_run, task, tmp_path):
+    flags = [f"--data={task}", f"--out_dir={tmp_path / 'x'}", "--batch_size=8", "--schedule=constant"]  # no tokenizer, no size
+    train_ar.main([*flags, f"--init_from={ar_run.folder}", "--steps=2"])
+    train_ar.main([*flags, "--steps=3", "--resume"])
+    assert (load_checkpoint(tmp_path / "x")["step"], load_checkpoint(tmp_path / "x")["tokenizer"]["name"]) == (3, "bytes")
+
+
+def test_resuming_never_replaces_a_better_best(train, tmp_path, monkeypatch):
+    losses = iter([1.0, 2.0])
+    monkeypatch.setattr(train_loop, "evaluate", lambda *_: {"loss": next(losses), "by_level": None})
+    run = train("ar", tmp_path / "x", "--schedule=constant", "--steps=2")
+    train("ar", tmp_path / "x", "--schedule=constant", "--steps=4", "--resume")
+    best = load_checkpoint(run.folder / "best.pt")
+    assert (best["step"], best["best"], run.checkpoint()["step"]) == (2, 1.0, 4)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--lr=0.5"], "not be the same run: --lr was 0.001, is 0.5"), (["--steps=4"], "at step 4 already.* raise --steps"),
+    (["--steps=9", "--batch_size=4"], "--batch_size was 8, is 4"), (["--tokenizer=bpe"], "tokenizer mismatch")])
+def test_resuming_something_else_is_refused(train, ar_run, tmp_path, flags, message):
+    run = type(ar_run)(tmp_path / "copy")
+    shutil.copytree(ar_run.folder, run.folder)
+    before = run.files()
+    with pytest.raises(UserError, match=message):
+        train("ar", run.folder, "--steps=5", "--resume", *flags)
+    with pytest.raises(UserError, match="is a run of .*'ar'"):
+        train("diff", run.folder, "--steps=5", "--resume")
+    assert run.files() == before
+
+
+def test_resuming_without_a_checkpoint_or_without_optimizer_state_is_refused(train, ar_run, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        train("ar", tmp_path / "none", "--resume")
+    save_checkpoint(tmp_path / "x" / "ckpt.pt", {k: v for k, v in ar_run.checkpoint().items() if k != "optimizer"})
+    with pytest.raises(UserError, match="no optimizer state; start from it with --init_from"):
+        train("ar", tmp_path / "x", "--resume", "--steps=9")
+
+
+# ---- the same run in other pieces ------------------------------------------------------------------------------------------
+
+def close(a, b, tolerance=1e-5):
+    """Compare two logs, None and nan aside, within a relative tolerance."""
+    assert [line["step"] for line in a] == [line["step"] for line in b]
+    for x, y in zip(a, b):
+        assert x.keys() == y.keys()
+        for key in {"loss", "norm"} & x.keys():
+            assert abs(x[key] - y[key]) <= tolerance * abs(y[key]), (key, x, y)
+        assert (x["by_level"] is None) == (y["by_level"] is None)
+        for p, q in zip(x["by_level"] or [], y["by_level"] or []):
+            assert (p is None) == (q is None) and (p is None or abs(p - q) <= tolerance * q), (x, y)
+    return True
+
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_accumulated_micro_batches_are_the_same_run_to_rounding(train, tmp_path, kind):
+    whole = train(kind, tmp_path / "8")
+    for micro in (1, 4):
+        parts = train(kind, tmp_path / str(micro), f"--micro_batch_size={micro}")
+        assert close(parts.log(), whole.log())
+        a, b = whole.checkpoint()["model"], parts.checkpoint()["model"]
+        assert max((a[k] - b[k]).abs().max() for k in a) < 1e-5  # steps moved weights by about 3e-3
+
+
+@pytest.mark.slow
+def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
+    flags = ["--micro_batch_size=2", "--eval_every=2"]
+    one = train("diff", tmp_path / "one", *flags)
+    from conftest import FLAGS
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_diff.py"),
+               f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags]
+    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100)
+    assert process.returncode == 0, process.stderr
+    two = type(one)(tmp_path / "two")
+    assert close(two.log(), one.log()) and len(one.log()) == 6
+    a, b = one.checkpoint()["model"], two.checkpoint()["model"]
+    assert a.keys() == b.keys() and max((a[k] - b[k]).abs().max() for k in a) < 1e-5
+    assert process.stdout.count("step      1/4") == 1 and "2 ranks x 2 x 2 sequences" in process.stdout  # one rank talks
+
+
+# ---- validation ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_validating_changes_nothing_about_the_training(train, tmp_path, kind):
+    often = train(kind, tmp_path / "often", "--eval_every=1", "--dropout=0.1", "--micro_batch_size=4")
+    never = train(kind, tmp_path / "never", "--eval_every=100", "--dropout=0.1", "--micro_batch_size=4", "--eval_sequences=0")
+    assert same(often.checkpoint()["model"], never.checkpoint()["model"])
+    assert [line for line in often.log() if "split" not in line] == never.log()
+    assert len(often.log()) == 2 * len(never.log()) == 8
+
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_validation_is_a_fixed_mean_over_fixed_rows_without_dropout(train, task, ar_run, diff_run, kind):
+    c = {"ar": ar_run, "diff": diff_run}[kind].checkpoint()
+    process, data, device = process_of(c), open_data(task, tokenizer_of(c), 8, 7), torch.device("cpu")
+    with torch.no_grad():
+        losses = process.loss(build_model(c).eval(), data.valid_batch(range(6)), Noise(0, "valid", 0, range(6)))
+    for micro in (1, 4, 6, 64):
+        model = build_model(c, dropout=0.5).train()
+        config = train_diff.Config(eval_sequences=6, micro_batch_size=micro, seed=micro)
+        state = torch.get_rng_state()
+        first, second = (train_loop.evaluate(model, process, data, config, device, nullcontext()) for _ in range(2))
+        assert str(first) == str(second) and torch.equal(torch.get_rng_state(), state)
+        assert abs(first["loss"] - losses.total.item()) < 1e-5
+        for level in range(5) if kind == "diff" else []:
+            mine, logged = losses.per_sequence[(losses.t * 5).long() == level], first["by_level"][level]
+            assert abs(logged - mine.mean().item()) < 1e-5 if len(mine) else math.isnan(logged)
+
+
+# ---- the parts of a step ---------------------------------------------------------------------------------------------------
+
+def test_the_learning_rate_follows_its_closed_form():
+    config = train_ar.Config(lr=2.0, warmup=4, steps=24)
+    rates = [train_loop.learning_rate(config, step) for step in range(24)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert abs(rates[14] - 1.1) < 1e-12  # half-way: the mean of 2 and 0.2
+    assert abs(rates[9] + rates[19] - 2.2) < 1e-12  # and symmetric about it
+    assert all(a > b for a, b in zip(rates[4:], rates[5:])) and 0.2 < rates[-1] < 0.22
+    constant = train_ar.Config(lr=2.0, warmup=0, steps=24, schedule="constant")
+    assert {train_loop.learning_rate(constant, step) for step in range(24)} == {2.0}
+    assert train_loop.learning_rate(train_ar.Config(lr=2.0, warmup=50, steps=10), 9) == 0.4  # all of it warm-up
+
+
+def test_the_rate_of_the_schedule_is_the_rate_of_the_steps(train, tmp_path):
+    run = train("ar", tmp_path / "x", "--lr=0.01", "--warmup=2", "--steps=4")
+    assert [line["lr"] for line in run.log()[:4]] == [0.005, 0.01, 0.01, pytest.approx(0.0055)]
+    assert {group["lr"] for group in run.checkpoint()["optimizer"]["param_groups"]} == {run.log()[3]["lr"]}
+
+
+def test_weight_decay_shrinks_matrices_and_nothing_else():
+    parts = {"linear": torch.nn.Linear(3, 2), "norm": torch.nn.LayerNorm(3), "embedding": torch.nn.Embedding(4, 3)}
+    model = torch.nn.ModuleDict(parts)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = train_loop.make_optimizer(model, train_ar.Config(lr=0.1, weight_decay=0.5, beta2=0.9), torch.device("cpu"))
+    assert optimizer.defaults["betas"] == (0.9, 0.9)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)  # all that is left of AdamW is p <- p * (1 - lr * decay)
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        factor = 0.95 if name in ("linear.weight", "embedding.weight") else 1
+        assert (value - factor * before[name]).abs().max() < 1e-7, name
+
+
+def test_gradients_are_clipped_to_the_norm_that_was_asked_for(train, tmp_path, monkeypatch):
+    norms, real = [], train_loop.make_optimizer
+
+    def make_optimizer(model, config, device):
+        optimizer = real(model, config, device)
+        norm = lambda: sum(p.grad.pow(2).sum() for p in model.parameters()).sqrt().item()
+        optimizer.register_step_pre_hook(lambda *_: norms.append(norm()))
+        return optimizer
+    monkeypatch.setattr(train_loop, "make_optimizer", make_optimizer)
+    free = train("ar", tmp_path / "free", "--grad_clip=1e9", "--micro_batch_size=4")
+    assert norms == pytest.approx([line["norm"] for line in free.log()[:4]], rel=1e-5) and min(norms) > 0.5
+    norms.clear()
+    train("ar", tmp_path / "clipped", "--grad_clip=0.25")
+    assert norms == pytest.approx([0.25] * 4, rel=1e-4)
+
+
+def test_training_learns(train, tmp_path):
+    run = train("ar", tmp_path / "x", "--steps=60", "--lr=2e-2", "--log_every=60", "--schedule=constant")
+    assert run.log()[-1]["loss"] < 0.35 * run.log()[0]["loss"]
+
+
+# ---- what a run writes -----------------------------------------------------------------------------------------------------
+
+def test_metrics_are_strict_json_and_the_log_names_all_that_a_reader_needs(train, tmp_path, capsys):
+    run = train("diff", tmp_path / "x", "--batch_size=2", "--micro_batch_size=1")  # two sequences leave noise levels empty
+    said = capsys.readouterr().out
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+    text = (run.folder / "metrics.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+    assert any(None in line["by_level"] for line in lines)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4] and lines[-1]["split"] == "valid"
+    for part in ("12,288 parameters", "canvas 8 + 7", "30 tokens per step", "cpu, float32", "log V = 5.55",
+                 "step      4/4 | loss", "tokens/s", "valid     4/4 | loss", "by noise level"):
+        assert part in said, part
+    assert "\x1b" not in said and "\r" not in said  # no progress bar outside of a terminal
+
+
+def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_to_the_next(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, 2)
+        train("ar", tmp_path / "x")
+    assert [line["step"] for line in train("ar", tmp_path / "x").log()] == [1, 2, 3, 4, 4]
+
+
+def test_a_crash_in_the_validation_does_not_cost_the_steps_before_it(train, tmp_path, monkeypatch):
+    def crash(*_):
+        raise ZeroDivisionError
+    monkeypatch.setattr(train_loop, "evaluate", crash)
+    with pytest.raises(ZeroDivisionError):
+        train("ar", tmp_path / "x")
+    assert load_checkpoint(tmp_path / "x")["step"] == 4
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kind, first, log_every", [("ar", 5, 1), ("diff", 5, 100), ("diff", 7, 1)])
+def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_last_good_checkpoint(train, tmp_path, monkeypatch, kind, first,
+                                                                                   log_every):
+    """The learning rate explodes in step `first` (from 0): 7 breaks the weights right before the checkpoint of step 8."""
+    real, good = train_loop.learning_rate, {}
+
+    def explode(config, step):
+        if step == 4:
+            good.update({path.name: path.read_bytes() for path in (tmp_path / "x").glob("*.pt")})
+        return real(config, step) if step < first else 3e38
+    monkeypatch.setattr(train_loop, "learning_rate", explode)
+    with pytest.raises(UserError) as caught:
+        train(kind, tmp_path / "x", "--steps=50", "--eval_every=4", f"--log_every={log_every}")
+    message = str(caught.value)
+    step = int(message.split("before step ")[1].split(",")[0])
+    assert first < step <= 8 and "learning rate 3.00e+38" in message and "ower --lr or raise --warmup" in message, message
+    assert good.keys() == {"ckpt.pt", "best.pt"} and str(tmp_path / "x") in message
+    assert {path.name: path.read_bytes() for path in (tmp_path / "x").glob("*.pt")} == good
+    assert all(t.isfinite().all() for t in load_checkpoint(tmp_path / "x")["model"].values())
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_by_accident(train, ar_run, tmp_path):
+    run = type(ar_run)(tmp_path / "copy")
+    shutil.copytree(ar_run.folder, run.folder)
+    before = run.files()
+    for kind in ("ar", "diff"):
+        with pytest.raises(UserError, match="already holds a run; continue it with --resume, or choose another --out_dir"):
+            train(kind, run.folder)
+    assert run.files() == before
+
+
+def test_an_out_dir_that_cannot_be_written_is_refused_at_the_start(train, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(UserError, match="cannot write to --out_dir="):
+            train("ar", folder)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "mkdir", denied)  # root may write anywhere, so chmod would prove nothing
+    with pytest.raises(UserError, match="cannot write to --out_dir=.*Permission denied"):
+        train("ar", tmp_path / "x")
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+def test_a_disk_that_fills_up_is_one_line_and_the_checkpoint_stays(train, tmp_path, monkeypatch, what):
+    run, full = train("ar", tmp_path / "x", "--schedule=constant"), []
+    old = run.path.read_bytes()
+
+    def no_space(*_, **__):
+        full.append(True)
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if what == "checkpoint":
+        monkeypatch.setattr(os, "fsync", no_space)
+    else:
+        monkeypatch.setattr(train_loop, "open", no_space, raising=False)
+    with pytest.raises(UserError, match="cannot write .*No space left on device"):
+        train("ar", tmp_path / "x", "--schedule=constant", "--steps=9", "--resume")
+    assert full and run.path.read_bytes() == old and not list(run.folder.glob("*.partial"))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--steps=0"], "--steps=0 must be at least 1"), (["--log_every=0"], "--log_every=0 must be at least 1"),
+    (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--eval_every=-1"], "--eval_every=-1 must be at least 1"),
+    (["--batch_size=6", "--micro_batch_size=4"], "--batch_size=6 over 1 rank.* not divisible by --micro_batch_size=4"),
+    (["--warmup=-1"], "--warmup=-1 must not be negative"), (["--seed=-1"], "--seed=-1 must be at least 0"),
+    (["--seed=20241124123456"], "--seed=20241124123456 must be .* below 2.32"),
+    (["--lr=0"], "--lr=0.0 must be above 0"), (["--lr=nan"], "--lr=nan must be above 0"),
+    (["--beta2=1"], "--beta2=1.0 must be in"), (["--grad_clip=0"], "--grad_clip=0.0 must be above 0"),
+    (["--dropout=1"], "--dropout=1.0 must be in"), (["--schedule=cosin"], "did you mean 'cosine'"),
+    (["--dtype=float16"], "float32, bfloat16"), (["--device=tpu"], "auto, cpu, cuda, mps"),
+    (["--too_long=dorp"], "did you mean 'drop'"), (["--inputs_attention=casual"], "did you mean 'causal'"),
+    (["--size=huge"], "LAYERSxWIDTHxHEADS"), (["--size=2x16x3"], "multiple of twice the number of heads, 6"),
+    (["--tokenizer=byte"], "did you mean 'bytes'"), (["--target_len=0"], "--target_len=0 must be at least 1"),
+    (["--input_len=2"], r"train.jsonl: \d+ of 30 examples do not fit .*--input_len=2"),
+    (["--target_len=3"], r"train.jsonl: \d+ of 30 examples do not fit .*--target_len=3"),
+    (["--data=nowhere"], "no data folder 'nowhere'.*python data/prepare.py nowhere"),
+    (["--init_from=nowhere"], "no checkpoint at nowhere"),
+    (["--init_from={ar}", "--tokenizer=bpe"], "tokenizer mismatch: --tokenizer=bpe"),
+    (["--init_from={ar}", "--size=1x16x2"], "--size=1x16x2 differs from the checkpoint"),
+    (["--stpes=3"], "did you mean --steps")])
+def test_a_wrong_flag_is_refused_in_one_line_and_nothing_is_trained(train, ar_run, tmp_path, flags, message):
+    for kind in ("ar", "diff"):
+        with pytest.raises(UserError, match=message) as caught:
+            train(kind, tmp_path / "x", *(flag.format(ar=ar_run.folder) for flag in flags))
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("flags, message", [(["--n_unroll=0"], "--n_unroll=0 must be at least 1"),
+                                            (["--unroll_temperature=-1"], "--unroll_temperature=-1.0 must not be negative")])
+def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        train("diff", tmp_path / "x", *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_refused(train, tmp_path):
+    with pytest.raises(UserError, match="--device=cuda: this machine has none"):
+        train("ar", tmp_path / "x", "--device=cuda")
+
+
+def test_text_tokenized_for_another_model_is_refused(train, text, ar_run, tmp_path):
+    with pytest.raises(UserError, match="tokenized with 'bytes'.* model uses 'bpe'"):
+        train("ar", tmp_path / "x", f"--data={text}", "--tokenizer=bpe")
