@@ -48,25 +48,25 @@ class Config:
     source: str  # AR checkpoint: a .pt file or the out_dir of a run
     target: str  # the diffusion checkpoint to write
     inputs_attention: str = "bidirectional"  # causal, bidirectional or full
-    n_unroll: int = 2  # recorded for train_diff.py's sake; see there
 
 
 def main(argv=None):
     config = parse(Config, argv)
     one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
-    check(config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
     target = Path(config.target) if config.target.endswith(".pt") else Path(config.target) / "ckpt.pt"
     check(not target.exists(), f"{target} exists; it is not overwritten")
     checkpoint = load_checkpoint(config.source)
-    process = Uniform(tokenizer_of(checkpoint).n_noise, config.n_unroll, inputs_attention=config.inputs_attention)
+    process = Uniform(tokenizer_of(checkpoint).n_noise, inputs_attention=config.inputs_attention)
     converted, report = transfer(checkpoint, process)
     for name, shape, n in report:
         print(f"  copied  {name:34s} {str(shape):14s} {n:12,d}")
     print(f"{len(report)} tensors, {sum(n for _, _, n in report):,} values: all copied, none added, none left over")
-    print("logits under the causal pattern: bit-identical")
     print(f"attention of the inputs: {checkpoint['process']['inputs_attention']} -> {process.inputs_attention}; "
           f"of the targets: causal -> bidirectional")
     save_checkpoint(target, converted)
+    written = load_checkpoint(target)  # the claim is about the file, so it is read back
+    check(torch.equal(causal_logits(checkpoint), causal_logits(written)), f"{target} does not give the logits of {config.source}")
+    print("logits under the causal pattern: bit-identical")
     print(f"wrote {target}, from {find_checkpoint(config.source)}; continue with: python train_diff.py --init_from={target}")
 
 

@@ -29,9 +29,10 @@ from model import flops
 @dataclass
 class Config:
     task: str = "code"  # code, translate or qa
-    pretrain_steps: int = 200  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
-    finetune_steps: int = 400  # on the task, every model
-    batch_size: int = 32  # sequences per step
+    size: str = "4x96x3"  # of every model: LAYERSxWIDTHxHEADS or a name, see model.py
+    pretrain_steps: int = 300  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
+    finetune_steps: int = 1000  # on the task, every model
+    batch_size: int = 16  # sequences per step: small batches learn these tasks from fewer sequences
     lr: float = 3e-3  # peak learning rate, in both stages
     n_examples: int = 100  # test examples
     out_dir: str = "out/demo"  # everything that is made goes here; replaced if it is there
@@ -74,15 +75,16 @@ def main(argv=None):
         if not (PREPARED / name).exists():
             step(prepare, name)
     canvas = json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
-    shared = (f"--batch_size={config.batch_size}", f"--lr={config.lr}", "--log_every=50", "--eval_every=100000",
+    shared = (f"--batch_size={config.batch_size}", f"--lr={config.lr}", "--log_every=100", "--eval_every=100000",
               "--eval_sequences=128")
-    text = ("--data=text", f"--input_len={canvas['input_len']}", f"--target_len={canvas['target_len']}", *shared)
+    text = ("--data=text", f"--size={config.size}", f"--input_len={canvas['input_len']}",
+            f"--target_len={canvas['target_len']}", *shared)
     n = config.pretrain_steps // 10
 
     print(f"\n== Stage 1: pretraining on text, {config.pretrain_steps} steps")
     step(train_ar, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/ar")
     step(train_diff, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/diffusion")
-    print(f"\n== Stage 2: the AR weights become a diffusion model, as they are (AR2Diff_0) and after {n} more steps (AR2Diff_{n})")
+    print(f"\n== Stage 2: the AR weights become a diffusion model, as they are (AR2Diff_0) and {n} steps on (AR2Diff_{n})")
     step(ar2diff, f"{out}/ar", f"{out}/ar2diff_0")
     step(train_diff, *text, f"--steps={n}", "--warmup=5", f"--init_from={out}/ar2diff_0", f"--out_dir={out}/ar2diff_{n}")
     print(f"\n== Stage 3: fine-tuning on {task}, {config.finetune_steps} steps each")

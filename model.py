@@ -54,7 +54,7 @@ def shape_of(size):
 
 
 def flops(shape, n_tokens, logits=True):
-    """Return the FLOPs of a forward pass over n_tokens: 2 per weight and token. Attention scores, some per cent, are left out."""
+    """Return the FLOPs of a forward pass over n_tokens: 2 per weight and token. Attention scores, a few %, are left out."""
     backbone = 12 * shape["n_layer"] * shape["width"] ** 2
     return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 

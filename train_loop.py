@@ -131,7 +131,8 @@ def train(config, process, tokenizer, initial=None):
             broken = evaluate_now and not all(p.isfinite().all() for p in model.parameters())  # by this step: must not be saved
             if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
                 raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, "
-                                f"learning rate {lr:.2e}: lower --lr or raise --warmup; the last checkpoint in {out_dir} is untouched")
+                                f"learning rate {lr:.2e}: lower --lr or raise --warmup; "
+                                f"the last checkpoint in {out_dir} is untouched")
             seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
             eta = time.strftime("%H:%M:%S", time.gmtime(seconds * (config.steps - done)))
             tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "

@@ -118,8 +118,9 @@ def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwri
 def _write_jsonl(path, examples):
     count = 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for count, example in enumerate(examples, 1):
+        for example in examples:
             file.write(json.dumps(example, ensure_ascii=False) + "\n")
+            count += 1
     return count
 
 

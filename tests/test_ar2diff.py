@@ -91,13 +91,13 @@ def test_only_autoregressive_checkpoints_are_converted(diff_run, tmp_path):
 
 
 def test_the_command_reports_every_tensor_and_never_overwrites(ar_run, tmp_path, capsys):
-    ar2diff.main([str(ar_run.folder), str(tmp_path / "out"), "--inputs_attention=causal", "--n_unroll=3"])
+    ar2diff.main([str(ar_run.folder), str(tmp_path / "out"), "--inputs_attention=causal")
     shown = capsys.readouterr().out
     c, made = ar_run.checkpoint(), load_checkpoint(tmp_path / "out")
     assert all(f"copied  {name} " in shown for name in c["model"])
     assert f"{len(c['model'])} tensors, {sum(t.numel() for t in c['model'].values()):,} values" in shown
     assert "bit-identical" in shown
-    assert process_of(made) == Uniform(tokenizer_of(c).n_noise, 3, 0.0, "causal")
+    assert process_of(made) == Uniform(tokenizer_of(c).n_noise, inputs_attention="causal")
     old = (tmp_path / "out" / "ckpt.pt").read_bytes()
     for target in ("out", "out/ckpt.pt"):
         with pytest.raises(UserError, match="exists; it is not overwritten"):
@@ -108,7 +108,6 @@ def test_the_command_reports_every_tensor_and_never_overwrites(ar_run, tmp_path,
 @pytest.mark.parametrize("words, message", [
     (["missing", "new"], "no checkpoint at missing"),
     (["{ar}", "new", "--inputs_attention=bidirectionl"], "did you mean 'bidirectional'"),
-    (["{ar}", "new", "--n_unroll=0"], "--n_unroll=0 must be at least 1"),
     (["{ar}"], "target"),
     (["{ar}", "file/new.pt"], "cannot write"),
 ])

@@ -128,9 +128,10 @@ def test_output_is_utf8_even_where_a_pipe_is_not(monkeypatch):
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))  # as on Windows
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é↵".encode()), encoding="cp1252"))
-    config.run(lambda: print(sys.stdin.read(), end=""))
+    read = []
+    config.run(lambda: print(read.append(sys.stdin.read()) or read[0], end=""))
     sys.stdout.flush()
-    assert sys.stdout.buffer.getvalue().decode("utf-8") == "é↵"
+    assert read == ["é↵"] and sys.stdout.buffer.getvalue().decode("utf-8") == "é↵"
 
 
 def test_a_script_started_in_another_folder_fails_with_one_line_and_code_2(tmp_path):

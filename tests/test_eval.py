@@ -74,7 +74,7 @@ def test_each_metric_scores_its_gold_100_and_counts_what_went_wrong(ar_run, tmp_
 
 
 def test_an_input_that_does_not_fit_is_counted_and_scores_nothing(ar_run, tmp_path, monkeypatch):
-    rows = [{"input": "ab", "target": "ba"}, {"input": "123456789", "target": "x"}]
+    rows = [{"input": "123456789", "target": "x"}, {"input": "ab", "target": "ba"}]
     answer_with(monkeypatch, {"ab": "ba", "123456789": "x"})
     result = score(ar_run.folder, f"--data={write_task(tmp_path / 't', rows, 'exact')}")
     assert (result["too_long"], result["scores"]["exact_match"][0], result["empty"], result["evaluations"]) == (1, 50, 50, 3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sample
-from checkpoint import build_model, process_of
+from checkpoint import build_model, process_of, save_checkpoint
 from config import UserError
 from data.dataset import pad_rows
 from data.tokenizer import load_tokenizer
@@ -20,8 +20,13 @@ BYTES = load_tokenizer("bytes")
 @pytest.fixture(scope="module", params=["causal", "bidirectional"])
 def lm_run(request, train, text, tmp_path_factory):
     """A plain language model: no input columns (so that the pattern of the inputs must not matter)."""
-    return train("ar", tmp_path_factory.mktemp("runs") / "lm", f"--data={text}", "--input_len=0", "--target_len=12",
-                 "--steps=30", "--lr=2e-2", f"--inputs_attention={request.param}")
+    run = train("ar", tmp_path_factory.mktemp("runs") / "lm", f"--data={text}", "--input_len=0", "--target_len=12",
+                f"--inputs_attention={request.param}")
+    c = run.checkpoint()
+    for name, tensor in c["model"].items():
+        tensor *= 5 if "out" in name else 1  # now every token of the context matters to the next one
+    save_checkpoint(run.path, c)
+    return run
 
 
 def stdin(monkeypatch, content):
@@ -125,7 +130,7 @@ def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_
 
 @pytest.mark.parametrize("flags, message", [
     (["--n_steps=0"], "--n_steps=0 must be at least 1"), (["--n_samples=0"], "--n_samples=0 must be at least 1"),
-    (["--n_samples=-3"], "--n_samples=-3 must be at least 1"), (["--temperature=-1"], "--temperature=-1.0 must not be negative"),
+    (["--n_samples=-3"], "--n_samples=-3 must be at least 1"), (["--temperature=-1"], "--temperature=-1.0 must not be"),
     (["--target_len=0"], "--target_len=0 must be at least 1"), (["--top_k=-1"], "--top_k=-1 must not be negative"),
     (["--seed=-1"], "--seed=-1 must be at least 0"), ([f"--seed={1 << 70}"], "below 2.32"), (["--device=gpu"], "device='gpu'"),
     (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float")])
