@@ -65,7 +65,7 @@ def main(argv=None):
           f"of the targets: causal -> bidirectional")
     save_checkpoint(target, converted)
     written = load_checkpoint(target)  # the claim is about the file, so it is read back
-    check(torch.equal(causal_logits(checkpoint), causal_logits(written)), f"{target} does not give the logits of {config.source}")
+    check(torch.equal(causal_logits(checkpoint), causal_logits(written)), f"{target} does not give the same logits")
     print("logits under the causal pattern: bit-identical")
     print(f"wrote {target}, from {find_checkpoint(config.source)}; continue with: python train_diff.py --init_from={target}")
 

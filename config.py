@@ -59,11 +59,13 @@ def parse(cls, argv=None):
         positional = field.default is dataclasses.MISSING
         kind = typing.get_args(field.type)[0] if typing.get_args(field.type) else field.type  # int | None -> int
         kind = _bool if kind is bool else kind
-        help_text = texts.get(field.name, "") + ("" if positional else f" (default: {field.default!r})")
+        default = "" if positional or field.default is None else f" (default: {field.default!r})"
+        help_text = texts.get(field.name, "") + default
         if positional:
             parser.add_argument(field.name, type=kind, help=help_text)
         else:
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text)
+            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text,
+                                nargs="?" if kind is _bool else None, metavar="true" if kind is _bool else None)
     words = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
     _check_flags(parser, cls, words)
     bools = {f"--{field.name}" for field in dataclasses.fields(cls) if field.type is bool}

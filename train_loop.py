@@ -9,6 +9,7 @@ import os
 import time
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -134,7 +135,7 @@ def train(config, process, tokenizer, initial=None):
                                 f"learning rate {lr:.2e}: lower --lr or raise --warmup; "
                                 f"the last checkpoint in {out_dir} is untouched")
             seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
-            eta = time.strftime("%H:%M:%S", time.gmtime(seconds * (config.steps - done)))
+            eta = timedelta(seconds=round(seconds * (config.steps - done)))
             tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "
                                      f"lr {lr:.2e} | {1000 * seconds:.0f} ms | {tokens_per_step / seconds:,.0f} tokens/s | "
                                      f"{eta} left")

@@ -91,7 +91,7 @@ def test_only_autoregressive_checkpoints_are_converted(diff_run, tmp_path):
 
 
 def test_the_command_reports_every_tensor_and_never_overwrites(ar_run, tmp_path, capsys):
-    ar2diff.main([str(ar_run.folder), str(tmp_path / "out"), "--inputs_attention=causal")
+    ar2diff.main([str(ar_run.folder), str(tmp_path / "out"), "--inputs_attention=causal"])
     shown = capsys.readouterr().out
     c, made = ar_run.checkpoint(), load_checkpoint(tmp_path / "out")
     assert all(f"copied  {name} " in shown for name in c["model"])

@@ -51,7 +51,7 @@ def test_a_run_can_be_named_by_its_folder(ar_run):
 
 
 @pytest.mark.parametrize("disguise", ["pickle", "torch.save", "checkpoint"])
-def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, disguise):
+def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, recwarn, disguise):
     file, mark = tmp_path / "bomb.pt", tmp_path / "mark"
     if disguise == "pickle":
         file.write_bytes(pickle.dumps(Bomb(mark)))
@@ -64,6 +64,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, disguise):
     mark.unlink()
     assert "is refused" in refusal(file) and "run code" in refusal(file)
     assert not mark.exists()
+    assert not [w for w in recwarn if w.category is UserWarning]  # one clear line, not torch's musings before it
 
 
 def test_a_file_truncated_anywhere_is_a_clear_error(ar_run, tmp_path):

@@ -1,5 +1,6 @@
 """sample.py: what is typed reaches the model, what the model says reaches the terminal, and every draft can be seen."""
 import io
+import random
 import re
 import sys
 
@@ -84,7 +85,8 @@ def test_a_draft_is_shown_whole_on_one_line_with_a_mark_for_each_special_id():
 
 def test_a_language_model_continues_its_prompt_as_a_joint_pass_without_cache_would(lm_run, capsys):
     model, process = build_model(lm_run.checkpoint()).eval(), process_of(lm_run.checkpoint())
-    prompts = ["a", "cab abba", "z" * 30, ""]  # also one longer than the canvas it was trained on
+    rng = random.Random(0)
+    prompts = ["".join(rng.choices("abcde ", k=k)) for k in (0, 1, *[10] * 20, 30)]  # the last is longer than its canvas
     for prompt in prompts:
         ids = [process.start, *prompt.encode()]
         with torch.no_grad():

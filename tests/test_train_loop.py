@@ -1,5 +1,6 @@
 """train_loop.py: the same run however it is split, stopped or watched; a run that goes wrong costs nothing that was there."""
 import errno
+import itertools
 import json
 import math
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -272,6 +274,12 @@ def test_metrics_are_strict_json_and_the_log_names_all_that_a_reader_needs(train
                  "step      4/4 | loss", "tokens/s", "valid     4/4 | loss", "by noise level"):
         assert part in said, part
     assert "\x1b" not in said and "\r" not in said  # no progress bar outside of a terminal
+
+
+def test_the_time_left_counts_days(train, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train_loop, "time", SimpleNamespace(perf_counter=itertools.count(0, 100_000).__next__))
+    train("ar", tmp_path / "x", "--steps=3")
+    assert "2 days, 7:33:20 left" in capsys.readouterr().out
 
 
 def test_a_run_that_died_before_its_first_checkpoint_leaves_no_lines_to_the_next(train, tmp_path, monkeypatch):
