@@ -97,10 +97,11 @@ def check(condition, message):
 
 def one_of(name, value, choices):
     """Return `value` if it is among the choices, else raise a UserError that lists them and names the nearest."""
+    if value in choices:
+        return value
     nearest = difflib.get_close_matches(str(value), list(choices), n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    check(value in choices, f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
-    return value
+    raise UserError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
 
 
 def run(main):

@@ -30,10 +30,11 @@ from model import flops
 class Config:
     task: str = "code"  # code, translate or qa
     size: str = "4x96x3"  # of every model: LAYERSxWIDTHxHEADS or a name, see model.py
-    pretrain_steps: int = 300  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
-    finetune_steps: int = 1000  # on the task, every model
+    pretrain_steps: int = 200  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
+    finetune_steps: int = 1200  # on the task, every model
     batch_size: int = 16  # sequences per step: small batches learn these tasks from fewer sequences
-    lr: float = 3e-3  # peak learning rate, in both stages
+    pretrain_lr: float = 1e-3  # peak learning rate on text
+    finetune_lr: float = 3e-3  # peak learning rate on the task
     n_examples: int = 100  # test examples
     out_dir: str = "out/demo"  # everything that is made goes here; replaced if it is there
 
@@ -75,9 +76,8 @@ def main(argv=None):
         if not (PREPARED / name).exists():
             step(prepare, name)
     canvas = json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
-    shared = (f"--batch_size={config.batch_size}", f"--lr={config.lr}", "--log_every=100", "--eval_every=100000",
-              "--eval_sequences=128")
-    text = ("--data=text", f"--size={config.size}", f"--input_len={canvas['input_len']}",
+    shared = (f"--batch_size={config.batch_size}", "--log_every=100", "--eval_every=100000", "--eval_sequences=128")
+    text = ("--data=text", f"--lr={config.pretrain_lr}", f"--size={config.size}", f"--input_len={canvas['input_len']}",
             f"--target_len={canvas['target_len']}", *shared)
     n = config.pretrain_steps // 10
 
@@ -92,7 +92,7 @@ def main(argv=None):
                f"AR2Diff_{n}": ["ar", f"ar2diff_{n}"]}
     for names in lineage.values():
         script = train_ar if names[-1] == "ar" else train_diff
-        step(script, f"--data={task}", *shared, f"--steps={config.finetune_steps}",
+        step(script, f"--data={task}", f"--lr={config.finetune_lr}", *shared, f"--steps={config.finetune_steps}",
              f"--init_from={out}/{names[-1]}", f"--out_dir={out}/{names[-1]}_{task}")
 
     print("\n== Evaluation")
@@ -115,7 +115,7 @@ def main(argv=None):
 
     final = f"{out}/ar2diff_{n}_{task}"
     prompt = json.loads((PREPARED / task / "test.jsonl").open(encoding="utf-8").readline())["input"]
-    print("\n== One denoising, step by step (| is EOS, · is PAD)")
+    print("\n== One denoising, step by step (∎ is EOS, · is PAD)")
     step(sample, final, f"--prompt={prompt}", "--show_steps")
     print(f"\n== {task}: {config.n_examples} test examples that were not in training; {config.batch_size} sequences per step")
     print("\n".join(table))

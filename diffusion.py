@@ -28,7 +28,7 @@ class Uniform:
 
         A random token may be the old one, so a share t * (1 - 1/V) changes.
         """
-        replaced = noise.uniform(x0.size(1)).to(x0.device) < t[:, None]                  # (B, T)
+        replaced = (noise.uniform(x0.size(1)) < t[:, None]).to(x0.device)                # (B, T), in float64, on the CPU
         return torch.where(replaced, noise.integers(self.n_noise, x0.size(1)).to(x0.device), x0)
 
     def loss(self, model, batch, noise):
@@ -36,7 +36,7 @@ class Uniform:
 
         Averaged over all B * T target positions, corrupted or not, PAD included. No gradient flows through the argmax.
         """
-        t = noise.uniform().to(batch.targets.device)                                     # (B,)
+        t = noise.uniform()                                                              # (B,)
         xt = self.corrupt(batch.targets, t, noise)                                       # (B, T)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)      # once for all passes
         total, first = 0.0, None
@@ -47,7 +47,7 @@ class Uniform:
             first = per_sequence.detach() if first is None else first
             if i + 1 < self.n_unroll:
                 xt = noise.categorical(logits.detach(), self.unroll_temperature)
-        return Losses(total, first, t)
+        return Losses(total, first, t.float().to(first.device))
 
     @torch.no_grad()
     def decode(self, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8):

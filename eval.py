@@ -29,7 +29,7 @@ class Config(DecodeConfig):
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
     split: str = "test"  # train, valid or test
     n_examples: int | None = None  # score the first n only
-    batch_size: int = 16  # examples decoded together; changes speed, never results
+    batch_size: int = 16  # examples decoded together; changes speed and rounding only
     n_programs: int = 1  # code: programs per problem, for pass@k
     k: int = 1  # code: the k of pass@k
     allow_code_execution: bool = False  # run the programs that the model writes: see the warning in sandbox.py
@@ -64,7 +64,6 @@ def score(metric, predictions, examples, config):
     """Return {name: (percent, standard error)}, running the programs where the metric is `code`."""
     if metric != "code":
         return metrics.METRICS[metric](predictions, examples)
-    check_canaries()
     jobs = [(program, "\n".join(e["tests"]), e.get("setup", "")) for e, ps in zip(examples, predictions) for program in ps]
     passed = iter([result.passed for result in run_many(jobs)])
     per_problem = [[next(passed) for _ in ps] for ps in predictions]
@@ -84,11 +83,17 @@ def evaluate(config):
     check(metric != "code" or config.allow_code_execution,
           "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
     one_of("split", config.split, ("train", "valid", "test"))
+    check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
     writer = load_writer(config.checkpoint, config)
+    check(config.n_programs == 1 or writer.process.name != "ar" or writer.options["temperature"] > 0,
+          f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
     check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
     examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+    if config.out:
+        write_predictions(config.out, [], [])  # found out now, not after an hour of decoding
     if metric == "code":
         check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
+        check_canaries()
     predictions, facts = answer(writer, examples, config)
     if config.out:
         write_predictions(config.out, examples, predictions)

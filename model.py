@@ -75,7 +75,7 @@ class Context:
                        pad_mask=rows(self.pad_mask), inputs=rows(self.inputs))
 
 
-def attention_mask(n_query, n_key, causal, pad_mask):
+def attention_mask(n_query, n_key, causal, pad_mask, device):
     """Return (mask, is_causal) for scaled_dot_product_attention; the queries are the last n_query of the n_key positions.
 
     The mask is bool, True = may be seen, or None where SDPA needs none, which is what keeps its fastest kernels. A causal
@@ -86,7 +86,6 @@ def attention_mask(n_query, n_key, causal, pad_mask):
         return None, False
     if pad_mask is None and n_query == n_key:
         return None, True
-    device = None if pad_mask is None else pad_mask.device
     mask = torch.ones(n_query, n_key, dtype=torch.bool, device=device)  # (T, L)
     if causal:
         mask = mask.tril(diagonal=n_key - n_query)
@@ -156,7 +155,8 @@ class Transformer(nn.Module):
 
     def init_weights(self):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
-        nn.init.normal_(self.embedding.weight, std=0.02)  # small, so that the first loss is log V
+        # Not smaller: Adam moves the rows of all rare tokens alike, so tied rows that start at 0.02 soon look alike as inputs.
+        nn.init.normal_(self.embedding.weight, std=width ** -0.5)
         for block in self.blocks:
             for linear in (block.qkv, block.mlp_in):
                 nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
@@ -167,7 +167,6 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def embed(self, tokens):
-        # Normalised at once: the tied embedding starts small for the sake of the logits.
         return self.dropout(rms_norm(self.embedding(tokens)))
 
     def rotary(self, start, n):
@@ -184,7 +183,7 @@ class Transformer(nn.Module):
         if S == 0 or attention == "full":
             return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
         x, rotary = self.embed(inputs), self.rotary(0, S)                               # (B, S, C)
-        mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask)
+        mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys, values = [], []
         for block in self.blocks:
             x, (k, v) = block(x, rotary, mask, is_causal)                               # (B, S, C)
@@ -202,8 +201,7 @@ class Transformer(nn.Module):
             return self._decode_full(y, context, attention)
         T = y.size(1)
         x, rotary = self.embed(y), self.rotary(context.length, T)                       # (B, T, C)
-        mask, is_causal = attention_mask(T, context.length + T, attention == "causal", context.pad_mask)
-        mask = mask if mask is None else mask.to(y.device)
+        mask, is_causal = attention_mask(T, context.length + T, attention == "causal", context.pad_mask, y.device)
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             x, (k, v) = block(x, rotary, mask, is_causal, past)                         # (B, T, C)
@@ -218,9 +216,10 @@ class Transformer(nn.Module):
         if attention != "bidirectional":
             raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
         x = self.embed(torch.cat((context.inputs, y), dim=1))                           # (B, L, C)
-        mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask)
+        rotary = self.rotary(0, x.size(1))
+        mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
-            x, _ = block(x, self.rotary(0, x.size(1)), mask, is_causal)
+            x, _ = block(x, rotary, mask, is_causal)
         return self.logits(x[:, -y.size(1):])                                           # (B, T, V)
 
     def logits(self, x):

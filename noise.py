@@ -43,12 +43,14 @@ class Noise:
         """
         if temperature == 0:
             return logits.argmax(-1)
+        device = logits.device
+        logits = logits.cpu() if device.type == "mps" else logits  # MPS has no float64
         u = self.uniform(2, logits.size(1)).to(logits.device)                            # (B, 2, T)
         K = 64 if logits.size(-1) % 64 == 0 else logits.size(-1)
         blocks = torch.softmax(logits.float() / temperature, dim=-1).unflatten(-1, (-1, K))  # (B, T, V / K, K)
         block = invert(blocks.sum(-1), u[:, 0])                                          # (B, T)
         within = blocks.gather(2, block[..., None, None].expand(-1, -1, 1, K)).squeeze(2)  # (B, T, K)
-        return K * block + invert(within, u[:, 1])
+        return (K * block + invert(within, u[:, 1])).to(device)
 
 
 def invert(weights, u):

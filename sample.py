@@ -1,6 +1,6 @@
 """Write text with a trained model, AR or diffusion, and watch it being written.
 
-    python sample.py out/ar2diff_code --prompt="double every even number and return the sum" --show_steps
+    python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 """
 import sys
@@ -64,6 +64,9 @@ def load_writer(path, config, target_len=None):
     check(is_ar or not config.top_k, f"--top_k is for autoregressive models; {path} is a {process.name} diffusion model")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
     own = {"top_k": config.top_k} if is_ar else {"n_steps": config.n_steps}
+    longest = checkpoint["target_len"]
+    check(target_len is None or target_len <= longest or (is_ar and checkpoint["input_len"] == 0),
+          f"--target_len={target_len} is longer than the canvas the model was trained on, {longest} tokens")
     return Writer(build_model(checkpoint, device).eval(), process, tokenizer, checkpoint["input_len"],
                   target_len or checkpoint["target_len"], device, {"temperature": temperature, "n_samples": n_samples, **own})
 
@@ -86,16 +89,16 @@ def prompt_batch(writer, prompt):
 
 
 def show(tokenizer, ids):
-    """Return a draft on one line, all of it: EOS as |, PAD as a dot, a line end as an arrow."""
-    marks = {tokenizer.eos: "|", tokenizer.pad: "·", tokenizer.mask: "_"}
-    pieces, run_of_text = [], []
+    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, a line end as an arrow."""
+    marks = {tokenizer.eos: "∎", tokenizer.pad: "·", tokenizer.mask: "_"}
+    pieces, text_ids = [], []
     for i in [*map(int, ids), None]:
-        if i in marks or i is None:
-            pieces.append(tokenizer.decode(run_of_text))
-            pieces.append(marks.get(i, ""))
-            run_of_text = []
+        if i is None or i >= tokenizer.n_text:
+            pieces.append(tokenizer.decode(text_ids))
+            pieces.append("" if i is None else marks.get(i, "?"))
+            text_ids = []
         else:
-            run_of_text.append(i)
+            text_ids.append(i)
     return "".join(pieces).replace("\r", "").replace("\n", "↵")
 
 

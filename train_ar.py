@@ -7,27 +7,27 @@
 from dataclasses import dataclass
 
 from autoregressive import Autoregressive
-from checkpoint import load_checkpoint
 from config import check, one_of, parse, run
 from model import ModelConfig
-from train_loop import LoopConfig, choose_tokenizer, train
+from train_loop import LoopConfig, choose_tokenizer, origin_of, train
 
 
 @dataclass
 class Config(LoopConfig, ModelConfig):
     out_dir: str = "out/ar"  # where ckpt.pt, best.pt and metrics.jsonl go
-    inputs_attention: str = "causal"  # causal (the paper's AR stage) or bidirectional (a prefix LM in the sense of T5)
+    inputs_attention: str | None = None  # causal or bidirectional (T5's prefix LM); default: the checkpoint's, else causal
 
 
 def main(argv=None):
     config = parse(Config, argv)
-    one_of("inputs_attention", config.inputs_attention, ("causal", "bidirectional"))
-    initial = load_checkpoint(config.init_from) if config.init_from and not config.resume else None
-    check(initial is None or initial["process"]["name"] == "ar",
-          f"{config.init_from} is a diffusion checkpoint; train_ar.py continues autoregressive ones only")
-    tokenizer = choose_tokenizer(config, initial)
-    process = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad, config.inputs_attention)
-    return train(config, process, tokenizer, initial)
+    origin = origin_of(config)
+    check(origin is None or origin["process"]["name"] == "ar",
+          "train_ar.py continues autoregressive checkpoints only; this one is a diffusion checkpoint")
+    tokenizer = choose_tokenizer(config, origin)
+    inputs_attention = config.inputs_attention or (origin["process"]["inputs_attention"] if origin else "causal")
+    one_of("inputs_attention", inputs_attention, ("causal", "bidirectional"))
+    process = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+    return train(config, process, tokenizer, origin)
 
 
 if __name__ == "__main__":

@@ -8,34 +8,35 @@
 from dataclasses import dataclass
 
 from ar2diff import transfer
-from checkpoint import load_checkpoint
 from config import check, one_of, parse, run
 from diffusion import Uniform
 from model import INPUTS_ATTENTION, ModelConfig
-from train_loop import LoopConfig, choose_tokenizer, train
+from train_loop import LoopConfig, choose_tokenizer, origin_of, train
 
 
 @dataclass
 class Config(LoopConfig, ModelConfig):
     out_dir: str = "out/diff"  # where ckpt.pt, best.pt and metrics.jsonl go
-    inputs_attention: str = "bidirectional"  # causal, bidirectional, or full (inputs see targets: slower, nothing is shared)
+    inputs_attention: str | None = None  # causal, bidirectional or full; default: a diffusion checkpoint's, else bidirectional
     n_unroll: int = 2  # passes of the loss: 1 = plain denoising, 2 = the paper's L1 + L2
     unroll_temperature: float = 0.0  # of the model's own guess in between: 0 = the paper, 1 = SUNDAE
 
 
 def main(argv=None):
     config = parse(Config, argv)
-    one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
     check(config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
     check(config.unroll_temperature >= 0, f"--unroll_temperature={config.unroll_temperature} must not be negative")
-    initial = load_checkpoint(config.init_from) if config.init_from and not config.resume else None
-    tokenizer = choose_tokenizer(config, initial)
-    process = Uniform(tokenizer.n_noise, config.n_unroll, config.unroll_temperature, config.inputs_attention)
-    if initial and initial["process"]["name"] == "ar":
-        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {initial['step']}); its weights go on as "
+    origin = origin_of(config)
+    tokenizer = choose_tokenizer(config, origin)
+    is_ar = origin is not None and origin["process"]["name"] == "ar"
+    inherited = origin["process"]["inputs_attention"] if origin and not is_ar else "bidirectional"
+    inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited, INPUTS_ATTENTION)
+    process = Uniform(tokenizer.n_noise, config.n_unroll, config.unroll_temperature, inputs_attention)
+    if is_ar and not config.resume:
+        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"diffusion, attention of the targets turns from causal to bidirectional")
-        initial, _ = transfer(initial, process)
-    return train(config, process, tokenizer, initial)
+        origin, _ = transfer(origin, process)
+    return train(config, process, tokenizer, origin)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The training loop, whole and visible, shared by train_ar.py and train_diff.py, for pretraining and for fine-tuning.
 
 The same command is the same experiment on a CPU, on one GPU, or on N of them under torchrun: batch_size is global, and data and
-noise depend on (seed, step, row of the global batch) alone, so accumulation, ranks and resuming change rounding at most.
+noise depend on (seed, step, row of the global batch) alone. So accumulation and ranks change no more than rounding (and the
+dropout masks, where dropout is used), and resuming on a CPU changes nothing.
 """
 import json
 import math
@@ -17,7 +18,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from tqdm import tqdm
 
-from checkpoint import build_model, describe, find_checkpoint, load_checkpoint, save_checkpoint, tokenizer_of
+from checkpoint import build_model, describe, load_checkpoint, save_checkpoint, tokenizer_of
 from config import UserError, check, one_of
 from data.dataset import open_data, read_meta
 from data.tokenizer import load_tokenizer
@@ -55,41 +56,43 @@ class LoopConfig:
     compile: str = "auto"  # auto (on CUDA), yes or no
 
 
-def train(config, process, tokenizer, initial=None):
-    """Train `process` on config.data, from the checkpoint dict `initial` if there is one; return the path of ckpt.pt."""
+def train(config, process, tokenizer, origin=None):
+    """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt."""
     check_config(config)
     rank, world, device = start_ranks(config)
     out_dir, say = Path(config.out_dir), (print if rank == 0 else (lambda *_, **__: None))
     path, metrics = out_dir / "ckpt.pt", Metrics(out_dir / "metrics.jsonl", enabled=rank == 0)
-    resumed = open_out_dir(config, path, process)
+    open_out_dir(config, path, process, origin)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long)
 
     torch.manual_seed(config.seed)
-    start = resumed or initial
-    if start:
-        shape = tuple(start["shape"][key] for key in ("n_layer", "width", "n_head"))
+    if origin:
+        shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
         check(config.size is None or shape_of(config.size) == shape,
               f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-        model = build_model(start, device, config.dropout)
+        model = build_model(origin, device, config.dropout)
     else:
         n_layer, width, n_head = shape_of(config.size or "tiny")
         model = Transformer(tokenizer.vocab_size, n_layer, width, n_head, config.dropout).to(device)
     optimizer = make_optimizer(model, config, device)
     first_step, best = 0, math.inf
-    if resumed:
-        optimizer.load_state_dict(resumed["optimizer"])
-        first_step, best = resumed["step"], best_loss(out_dir / "best.pt")
+    if config.resume:
+        optimizer.load_state_dict(origin["optimizer"])
+        first_step, best = origin["step"], best_loss(out_dir / "best.pt")
     metrics.cut(first_step)
     n_params = model.n_params()
-    history = (initial or {}).get("history", []) if not resumed else resumed["history"]
+    history = [] if origin is None else origin["history"]  # the runs before this one
+    if origin and origin["step"] and not config.resume:
+        history = [*history, f"{origin['process']['name']}, {origin['step']} steps on {origin['config']['data']}"]
 
     if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
         model.encode, model.decode = torch.compile(model.encode), torch.compile(model.decode)
     objective = Objective(model, process)
     if world > 1:
         objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bf16)
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
@@ -128,12 +131,12 @@ def train(config, process, tokenizer, initial=None):
         done = step + 1
         evaluate_now = done % config.eval_every == 0 or done == config.steps
         if done % config.log_every == 0 or evaluate_now or step == 0:
-            summary = tally.summary(world)  # the one place that waits for the device
+            summary = tally.summary(world)
             broken = evaluate_now and not all(p.isfinite().all() for p in model.parameters())  # by this step: must not be saved
             if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
                 raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, "
-                                f"learning rate {lr:.2e}: lower --lr or raise --warmup; "
-                                f"the last checkpoint in {out_dir} is untouched")
+                                f"learning rate {lr:.2e}; checkpoints saved before are untouched. Lower --lr or raise "
+                                f"--warmup, in a new --out_dir (with --init_from={out_dir} where it holds a checkpoint)")
             seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
             eta = timedelta(seconds=round(seconds * (config.steps - done)))
             tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "
@@ -290,12 +293,17 @@ def canvas(config):
     return input_len, meta.get("target_len", 64) if config.target_len is None else config.target_len
 
 
-def choose_tokenizer(config, initial):
-    """Return the tokenizer: the (resumed or initial) checkpoint's, the one named, the text folder's, or bpe, in this order."""
-    if config.resume:  # its data was encoded with the tokenizer of the run, whatever that started from
-        initial = load_checkpoint(Path(config.out_dir) / "ckpt.pt")
-    if initial:
-        tokenizer = tokenizer_of(initial)
+def origin_of(config):
+    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None."""
+    if config.resume:
+        return load_checkpoint(Path(config.out_dir) / "ckpt.pt")
+    return load_checkpoint(config.init_from) if config.init_from else None
+
+
+def choose_tokenizer(config, origin):
+    """Return the tokenizer: that of the checkpoint, the one named, that of the text folder, or bpe, in this order."""
+    if origin:
+        tokenizer = tokenizer_of(origin)
         check(config.tokenizer in (None, tokenizer.name),
               f"tokenizer mismatch: --tokenizer={config.tokenizer}, but the checkpoint was trained with {tokenizer.name!r}")
         return tokenizer
@@ -303,29 +311,29 @@ def choose_tokenizer(config, initial):
     return load_tokenizer(config.tokenizer or meta.get("tokenizer", "bpe"))
 
 
-# Flags that may differ between a run and its resumption without changing what is computed.
+# Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
+# prolong a run, but also stretch the cosine, so the learning rate rises again.
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
 
 
-def open_out_dir(config, path, process):
-    """Return the checkpoint to resume or None, having made sure that nothing in out_dir would be lost. Raises UserError."""
+def open_out_dir(config, path, process, origin):
+    """Make sure that out_dir can be written, that nothing in it would be lost, and that --resume goes on with the same run."""
+    held = config.resume or not (path.exists() or path.with_name("best.pt").exists())
+    check(held, f"{path.parent} already holds a run; continue it with --resume, or choose another --out_dir")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "metrics.jsonl").open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
     if not config.resume:
-        check(not path.exists(), f"{path.parent} already holds a run; continue it with --resume, or choose another --out_dir")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (path.parent / "metrics.jsonl").open("a", encoding="utf-8").close()
-        except OSError as error:
-            raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
-        return None
-    checkpoint = load_checkpoint(find_checkpoint(path))
-    check("optimizer" in checkpoint, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
-    check(checkpoint["process"] == describe(process), f"{path} is a run of {checkpoint['process']}, not of {describe(process)}")
-    now, then = asdict(config), checkpoint["config"]
+        return
+    check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
+    check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
+    now, then = asdict(config), origin["config"]
     changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
     changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
     check(not changed, f"resuming would not be the same run: {changes}")
-    check(config.steps > checkpoint["step"], f"{path} is at step {checkpoint['step']} already; to go on, raise --steps")
-    return checkpoint
+    check(config.steps > origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
 
 
 def best_loss(path):

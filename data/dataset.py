@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (B, T) int64, also called x0
 
     def to(self, device):
-        return Batch(*(x if x is None else x.to(device, non_blocking=True) for x in self))
+        return Batch(*(x if x is None else x.to(device) for x in self))
 
 
 def read_meta(folder):

@@ -22,6 +22,10 @@ def tiny_model(seed=0, vocab_size=V):
     torch.manual_seed(seed)
     model = Transformer(vocab_size, n_layer=2, width=16, n_head=2).eval()
     torch.nn.init.normal_(model.embedding.weight, std=0.4)  # logits far from zero: likely and unlikely tokens
+    with torch.no_grad():
+        for block in model.blocks:  # and more than an echo of the token that is fed
+            block.attention_out.weight *= 20
+            block.mlp_out.weight *= 10
     return model
 
 
@@ -146,16 +150,17 @@ def test_micro_batches_average_to_the_loss_and_gradient_of_the_batch():
 
 # ---- decoding ----
 
-@pytest.mark.parametrize("seed", range(4))
-def test_greedy_decoding_is_brute_force_without_a_cache(seed):
-    model, batch = tiny_model(seed), ragged_batch(seed)
-    expected = []
-    for b in range(4):
-        tokens = []
-        while len(tokens) < T and EOS not in tokens:
-            tokens.append(int(next_logits(model, row(batch, b), tokens).argmax()))
-        expected.append(tokens + [PAD] * (T - len(tokens)))
-    assert answer(model, batch).tolist() == expected
+def test_greedy_decoding_is_brute_force_without_a_cache():
+    answers = []
+    for seed in range(6):
+        model, batch = tiny_model(seed), ragged_batch(seed)
+        for b in range(4):
+            tokens = []
+            while len(tokens) < T and EOS not in tokens:
+                tokens.append(int(next_logits(model, row(batch, b), tokens).argmax()))
+            answers.append(tokens + [PAD] * (T - len(tokens)))
+        assert answer(model, batch).tolist() == answers[-4:]
+    assert sum(len(set(tokens)) > 1 for tokens in answers) >= 8, "answers of one and the same token would prove little"
 
 
 def test_the_answer_does_not_depend_on_the_content_of_targets_and_inputs_stay_as_they_are():
@@ -224,7 +229,7 @@ def all_samples(monkeypatch, *args, **options):
 @pytest.mark.parametrize("temperature, top_k", [(1.0, 0), (0.5, 4)])
 def test_the_likeliest_of_n_samples_is_kept(monkeypatch, temperature, top_k):
     """Likeliest by the model itself: neither temperature nor top_k, which only say how samples are drawn, enters the score."""
-    model, batch = tiny_model(seed=3), ragged_batch()
+    model, batch = tiny_model(seed=1), ragged_batch()
     seen, kept = all_samples(monkeypatch, model, batch, temperature=temperature, top_k=top_k, n_samples=5)
     for b in range(4):
         samples = seen["drafts"][b].tolist()

@@ -12,7 +12,7 @@ from autoregressive import Autoregressive
 from config import UserError
 from data.dataset import Batch
 from diffusion import Uniform
-from model import SIZES, Transformer, flops, rotary_angles, rotate, shape_of
+from model import SIZES, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
 from noise import Noise
 
 V, S, T = 40, 5, 6
@@ -186,6 +186,13 @@ def test_inputs_that_are_all_padding_are_no_inputs_and_give_finite_gradients(inp
     assert (logits - forward(model, tokens(2, 0), y, "causal", targets_attention)).abs().max() < 2e-5
     logits.square().sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_no_row_of_a_mask_is_empty_which_some_kernels_turn_into_nan(causal):
+    for n_query in (1, T, S + T):
+        mask, _ = attention_mask(n_query, S + T, causal, torch.ones(2, S, dtype=torch.bool), "cpu")
+        assert mask.any(-1).all()
 
 
 def test_large_activations_do_not_beat_the_mask():
