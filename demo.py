@@ -20,10 +20,10 @@ import sample
 import train_ar
 import train_diff
 from checkpoint import load_checkpoint, process_of
-from config import check, one_of, parse, run
+from config import UserError, check, one_of, parse, run
 from data import prepare
 from data.dataset import PREPARED
-from model import flops
+from model import flops, shape_of
 
 
 @dataclass
@@ -61,17 +61,39 @@ def training_flops(checkpoints):
     return total
 
 
+def new_folder(path):
+    """Return an empty out_dir; what an earlier demo left there goes, anything else is refused."""
+    out = Path(path)
+    try:
+        if out.exists():
+            check((out / "demo.json").exists(), f"{out} exists and is not a demo's; choose another --out_dir")
+            shutil.rmtree(out)
+        out.mkdir(parents=True)
+        (out / "demo.json").write_text("{}", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write to --out_dir={out}: {error.strerror}") from error
+    return out
+
+
+def comparison(rows, metric):
+    """Return the lines of the final table from (label, steps, FLOPs, result of eval.py) rows."""
+    lines = [f"{'':24s}{'steps':>16s}{'TFLOP':>8s}{metric + ' %':>10s}{'+-':>6s}{'evaluations':>13s}{'s/example':>11s}"]
+    for label, steps, cost, r in rows:
+        score, error = r["scores"][metric]
+        evaluations = f"{r['evaluations']:.0f} x {r['options']['n_samples']}"
+        lines.append(f"{label:24s}{steps:>16s}{cost / 1e12:8.1f}{score:10.1f}{error:6.1f}{evaluations:>13s}"
+                     f"{r['seconds']:11.3f}")
+    return lines
+
+
 def main(argv=None):
     config = parse(Config, argv)
     one_of("task", config.task, METRIC)
     check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
-    start, out, task = time.time(), Path(config.out_dir), config.task
-    if out.exists():
-        check((out / "demo.json").exists(), f"{out} exists and is not a demo's; choose another --out_dir")
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
-    (out / "demo.json").write_text("{}", encoding="utf-8")
-
+    for name in ("finetune_steps", "batch_size", "n_examples"):
+        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    shape_of(config.size)
+    start, out, task = time.time(), new_folder(config.out_dir), config.task
     for name in ("text", task):
         if not (PREPARED / name).exists():
             step(prepare, name)
@@ -104,12 +126,7 @@ def main(argv=None):
         runs = [f"{out}/{name}" for name in names if name != "ar2diff_0"] + [path]
         steps = " + ".join(str(load_checkpoint(run)["step"]) for run in runs)
         rows.append((label, steps, training_flops(runs), result))
-    table = [f"{'':24s}{'steps':>16s}{'TFLOP':>8s}{METRIC[task] + ' %':>10s}{'+-':>6s}{'evaluations':>13s}{'s/example':>11s}"]
-    for label, steps, cost, r in rows:
-        score, error = r["scores"][METRIC[task]]
-        evaluations = f"{r['evaluations']:.0f} x {r['options']['n_samples']}"
-        table.append(f"{label:24s}{steps:>16s}{cost / 1e12:8.1f}{score:10.1f}{error:6.1f}{evaluations:>13s}"
-                     f"{r['seconds']:11.3f}")
+    table = comparison(rows, METRIC[task])
     facts = {"config": vars(config), "table": table, "results": [r for *_, r in rows], "torch": torch.__version__}
     (out / "demo.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 

@@ -244,7 +244,7 @@ def test_noise_levels_are_uniform_and_new_at_every_step():
     t = np.stack([PROCESS.loss(model, batch, train_noise(batch, step)).t for step in range(300)])
     counts = np.histogram(t, 10, (0, 1))[0]
     assert ((counts - t.size / 10) ** 2 / (t.size / 10)).sum() < 9 + 5 * math.sqrt(18)
-    assert len(np.unique(t)) == t.size
+    assert len(np.unique(t)) > 0.99 * t.size  # float32: a few may coincide
 
 
 # ---- decoding ----
