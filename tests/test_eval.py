@@ -140,13 +140,14 @@ def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar
     answer_with(monkeypatch, {row["input"]: row["target"] for row in CODE})
     rows = [{**row, "setup": "import math"} for row in CODE]
     folder = write_task(tmp_path / "t", rows, "code")
-    result = score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2", "--k=2")
+    result = score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2", "--k=2", "--temperature=1")
     assert calls[0] == "canaries"
     assert calls[1:] == [(row["target"], "\n".join(row["tests"]), "import math") for row in CODE for _ in range(2)]
     assert abs(result["scores"]["pass@2"][0] - 100 / 3) < 1e-9 and result["scores"]["exact_match"][0] == 100
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--n_programs=2"], "2 greedy programs would all be the same"),
     (["--n_programs=2", "--k=3"], "pass@3 needs .*--n_programs=2"), (["--k=0"], "--k=0 must be at least 1"),
     (["--n_programs=0"], "--n_programs=0 must be at least 1"), (["--batch_size=0"], "--batch_size=0 must be at least 1"),
     (["--n_examples=0"], "--n_examples=0 must be at least 1"), (["--split=tset"], "did you mean 'test'"),
