@@ -147,7 +147,6 @@ def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--n_programs=2"], "2 greedy programs would all be the same"),
     (["--n_programs=2", "--k=3"], "pass@3 needs .*--n_programs=2"), (["--k=0"], "--k=0 must be at least 1"),
     (["--n_programs=0"], "--n_programs=0 must be at least 1"), (["--batch_size=0"], "--batch_size=0 must be at least 1"),
     (["--n_examples=0"], "--n_examples=0 must be at least 1"), (["--split=tset"], "did you mean 'test'"),
@@ -198,3 +197,14 @@ def test_the_whole_chain_of_scripts_on_the_code_task(tmp_path, monkeypatch, caps
     sample.main(["diff", "--prompt=add one to x", "--show_steps", "--n_steps=4"])
     lines = capsys.readouterr().out.split("\n")
     assert [line.split()[0] for line in lines[:4]] == ["1", "2", "3", "4"] and lines[4] == ""
+
+
+def test_several_greedy_programs_of_an_ar_model_are_refused_because_they_are_one(ar_run, tmp_path):
+    folder = write_task(tmp_path / "t", CODE, "code")
+    with pytest.raises(UserError, match="2 greedy programs would all be the same"):
+        score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2")
+
+
+def test_a_canvas_longer_than_trained_is_refused_with_both_numbers(diff_run):
+    with pytest.raises(UserError, match="--target_len=500 is longer than .* trained on, 7 tokens"):
+        sample.main([str(diff_run.folder), "--prompt=abc", "--target_len=500"])
