@@ -94,12 +94,14 @@ def main(argv=None):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     shape_of(config.size)
     start, out, task = time.time(), new_folder(config.out_dir), config.task
-    for name in ("text", task):
-        if not (PREPARED / name).exists():
-            step(prepare, name)
+    # NOTE: the paper pretrains on 80 % text and 20 % Python; here it is the reverse, because so few steps teach one thing at most.
+    corpus = out / "python"
+    step(prepare, "text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={corpus}")
+    if not (PREPARED / task).exists():
+        step(prepare, task)
     canvas = json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
     shared = (f"--batch_size={config.batch_size}", "--log_every=100", "--eval_every=100000", "--eval_sequences=128")
-    text = ("--data=text", f"--lr={config.pretrain_lr}", f"--size={config.size}", f"--input_len={canvas['input_len']}",
+    text = (f"--data={corpus}", f"--lr={config.pretrain_lr}", f"--size={config.size}", f"--input_len={canvas['input_len']}",
             f"--target_len={canvas['target_len']}", *shared)
     n = config.pretrain_steps // 10
 
