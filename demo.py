@@ -94,7 +94,7 @@ def main(argv=None):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     shape_of(config.size)
     start, out, task = time.time(), new_folder(config.out_dir), config.task
-    # NOTE: the paper pretrains on 80 % text and 20 % Python; here it is the reverse, because so few steps teach one thing at most.
+    # NOTE: the paper pretrains on 80 % text and 20 % Python; here it is the reverse: so few steps teach one thing at most.
     corpus = out / "python"
     step(prepare, "text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={corpus}")
     if not (PREPARED / task).exists():
