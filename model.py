@@ -97,16 +97,19 @@ def attention_mask(n_query, n_key, causal, pad_mask, device):
 
 
 def rotary_angles(start, n, head_dim, device, base=10000.0):
-    """Return cos and sin, each (n, D/2), of the rotary angles of columns start .. start+n-1 (RoFormer, arXiv 2104.09864)."""
+    """Return (cos, sin), each (n, 1, 1, D), of the rotary angles of columns start .. start+n-1 (RoFormer, arXiv 2104.09864).
+
+    Dimensions i and i + D/2 are a pair and share an angle; sin is negative in the first half, as rotate() wants it.
+    """
     frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
+    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None, None, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()                                                # (n, 1, 1, D/2)
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x, cos, sin):
-    """Rotate each pair (x[i], x[i + D/2]) by its column's angle: scores depend on distances only, so padding shifts nothing."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
+    """Rotate each pair of x (B, T, 2, H, D) by its column's angle: scores depend on distances only, so padding shifts nothing."""
+    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).type_as(x)
 
 
 def rms_norm(x):
@@ -129,16 +132,15 @@ class Block(nn.Module):
     def forward(self, x, rotary, mask, is_causal, past=None):
         """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         B, T, C = x.shape
-        qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)
-        qkv = qkv.permute(2, 0, 3, 1, 4)                                                 # 3 x (B, H, T, D)
-        q, k = rotate(rms_norm(qkv[:2]), *rotary)                                        # QK-norm: scores stay bounded
-        v = qkv[2]
+        qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
+        qk = rotate(rms_norm(qkv[:, :, :2]), *rotary)                                    # QK-norm: scores stay bounded
+        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), qkv[:, :, 2]))             # 3 x (B, H, T, D)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
-        h = F.relu(self.mlp_in(rms_norm(x)))                                             # (B, T, 4C)
+        h = F.relu(self.mlp_in(rms_norm(x)), inplace=True)                               # (B, T, 4C)
         return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
 
 
@@ -156,7 +158,7 @@ class Transformer(nn.Module):
     def init_weights(self):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
         # Not smaller: Adam moves the rows of all rare tokens alike, so tied rows that start at 0.02 soon look alike as inputs.
-        nn.init.normal_(self.embedding.weight, std=width ** -0.5)
+        nn.init.normal_(self.embedding.weight, std=0.1)
         for block in self.blocks:
             for linear in (block.qkv, block.mlp_in):
                 nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
@@ -223,4 +225,7 @@ class Transformer(nn.Module):
         return self.logits(x[:, -y.size(1):])                                           # (B, T, V)
 
     def logits(self, x):
-        return F.linear(rms_norm(x), self.embedding.weight)
+        """Return the logits (B, T, V) of the residual stream x (B, T, C)."""
+        # Tied rows echo the token that was fed, by a logit that grows with C: it would start base at twice log V. Scaled by 1/C
+        # (muP's output multiplier, arXiv 2203.03466) loss and learning rate start alike at every width.
+        return F.linear(rms_norm(x) * (100 / x.size(-1)), self.embedding.weight)
