@@ -133,8 +133,9 @@ class Block(nn.Module):
         """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         B, T, C = x.shape
         qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
-        qk = rotate(rms_norm(qkv[:, :, :2]), *rotary)                                    # QK-norm: scores stay bounded
-        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), qkv[:, :, 2]))             # 3 x (B, H, T, D)
+        qk, v = qkv.split((2, 1), dim=2)
+        qk = rotate(rms_norm(qk), *rotary)                                               # QK-norm: scores stay bounded
+        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
