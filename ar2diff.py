@@ -5,6 +5,7 @@
 Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is
 the process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that
 either process needs (EOS, PAD, MASK, sentinels) was reserved before AR pretraining, so the embedding fits as it is.
+(--process=gaussian is the exception: it needs vectors that no AR model has. The report names each tensor copied or new.)
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,25 +14,32 @@ import torch
 
 from checkpoint import build_model, describe, find_checkpoint, load_checkpoint, save_checkpoint, tokenizer_of
 from config import check, one_of, parse, run
-from diffusion import Uniform
-from model import INPUTS_ATTENTION
+from diffusion import PROCESSES, new_process
+from model import INPUTS_ATTENTION, Transformer
 
 
 def transfer(checkpoint, process):
     """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
 
-    report: one (name, shape, number of values) per tensor carried over. Raises UserError if `checkpoint` is not autoregressive,
-    lacks a tensor or has one too many, or if the logits under the causal pattern are not bit-identical afterwards.
+    report: one (name, shape, number of values, "copied" or "new") per tensor. New ones are what embedding diffusion (Gaussian)
+    needs beside the AR weights; other processes need none. Raises UserError if `checkpoint` is not autoregressive, lacks a
+    tensor or has one too many, or if the logits under the causal pattern are not bit-identical afterwards.
     """
     name = checkpoint["process"]["name"]
     check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
+    shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
+    if process.vector_width:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(checkpoint["config"]["seed"])
+            model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}
-    converted |= {"model": dict(checkpoint["model"]), "process": describe(process), "step": 0,
+    converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0,
                   "history": [*checkpoint["history"], f"ar, {checkpoint['step']} steps on {checkpoint['config']['data']}"]}
     before, after = causal_logits(checkpoint), causal_logits(converted)
     check(torch.equal(before, after), "the logits under the causal pattern changed: the weights were not carried over exactly")
-    report = [(name, tuple(tensor.shape), tensor.numel()) for name, tensor in converted["model"].items()]
+    report = [(name, tuple(tensor.shape), tensor.numel(), "copied" if name in checkpoint["model"] else "new")
+              for name, tensor in model.items()]
     return converted, report
 
 
@@ -47,20 +55,23 @@ def causal_logits(checkpoint):
 class Config:
     source: str  # AR checkpoint: a .pt file or the out_dir of a run
     target: str  # the diffusion checkpoint to write
+    process: str = "uniform"  # uniform (the paper), absorbing or gaussian
     inputs_attention: str = "bidirectional"  # causal, bidirectional or full
 
 
 def main(argv=None):
     config = parse(Config, argv)
     one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
+    one_of("process", config.process, PROCESSES)
     target = Path(config.target) if config.target.endswith(".pt") else Path(config.target) / "ckpt.pt"
     check(not target.exists(), f"{target} exists; it is not overwritten")
     checkpoint = load_checkpoint(config.source)
-    process = Uniform(tokenizer_of(checkpoint).n_noise, inputs_attention=config.inputs_attention)
+    process = new_process(config.process, tokenizer_of(checkpoint), inputs_attention=config.inputs_attention)
     converted, report = transfer(checkpoint, process)
-    for name, shape, n in report:
-        print(f"  copied  {name:34s} {str(shape):14s} {n:12,d}")
-    print(f"{len(report)} tensors, {sum(n for _, _, n in report):,} values: all copied, none added, none left over")
+    for name, shape, n, fate in report:
+        print(f"  {fate:6s}  {name:34s} {str(shape):14s} {n:12,d}")
+    print(f"{len(report)} tensors, {sum(n for _, _, n, _ in report):,} values: " + ", ".join(
+        f"{sum(n for *_, n, f in report if f == fate):,} {fate}" for fate in ("copied", "new")) + ", none left over")
     print(f"attention of the inputs: {checkpoint['process']['inputs_attention']} -> {process.inputs_attention}; "
           f"of the targets: causal -> bidirectional")
     save_checkpoint(target, converted)

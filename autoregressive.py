@@ -28,6 +28,7 @@ class Autoregressive:
     pad: int
     inputs_attention: str = "causal"
     name = "ar"
+    vector_width = 0  # no vectors of embedding diffusion
 
     def feed(self, x0):
         """Return [start, x0[:-1]]: slot i reads the token before the one it predicts."""
@@ -69,6 +70,13 @@ class Autoregressive:
             if done.all():
                 break
         yield from best_of(drafts, score, n_samples)
+
+    @torch.no_grad()
+    def bound(self, model, batch, noise=None, n_draws=1):
+        """Return -log p(x0 | inputs), (B,) nats: exact, where the bounds of diffusion.py are upper bounds."""
+        context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
+        logits = model.decode(self.feed(batch.targets), context, "causal")
+        return cross_entropy(logits, batch.targets).double().sum(dim=1)
 
 
 def best_of(drafts, score, n_samples):

@@ -36,6 +36,11 @@ def _bool(text):
     return BOOLS[text.lower()]
 
 
+def _kind(field):
+    """Return the type of a field's values: int for `int` and for `int | None`."""
+    return (typing.get_args(field.type) or [field.type])[0]
+
+
 def _help_texts(cls):
     """Return {field name: trailing comment} from the source of a dataclass and its parents."""
     texts = {}
@@ -57,8 +62,7 @@ def parse(cls, argv=None):
     texts = _help_texts(cls)
     for field in dataclasses.fields(cls):
         positional = field.default is dataclasses.MISSING
-        kind = typing.get_args(field.type)[0] if typing.get_args(field.type) else field.type  # int | None -> int
-        kind = _bool if kind is bool else kind
+        kind = _bool if _kind(field) is bool else _kind(field)
         default = "" if positional or field.default is None else f" (default: {field.default!r})"
         help_text = texts.get(field.name, "") + default
         if positional:
@@ -68,7 +72,7 @@ def parse(cls, argv=None):
                                 nargs="?" if kind is _bool else None, metavar="true" if kind is _bool else None)
     words = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
     _check_flags(parser, cls, words)
-    bools = {f"--{field.name}" for field in dataclasses.fields(cls) if field.type is bool}
+    bools = {f"--{field.name}" for field in dataclasses.fields(cls) if _kind(field) is bool}
     for i, (word, after) in enumerate(zip(words, [*words[1:], ""])):
         if word in bools and after.lower() not in BOOLS:
             words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value

@@ -108,7 +108,7 @@ def rotary_angles(start, n, head_dim, device, base=10000.0):
 
 
 def rotate(x, cos, sin):
-    """Rotate each pair of x (B, T, 2, H, D) by its column's angle: scores depend on distances only, so padding shifts nothing."""
+    """Rotate each pair of x (B, T, 2, H, D) by its column's angle: scores depend on distances only; padding shifts nothing."""
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).type_as(x)
 
 
@@ -145,15 +145,33 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
 
 
+class NoisyVectors(nn.Module):
+    """What embedding diffusion adds: a unit vector of width D_e per token, and a way of noised vectors into the model."""
+
+    def __init__(self, vocab_size, vector_width, width):
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, vector_width)
+        self.vectors_in = nn.Linear(2 * vector_width, width, bias=False)
+        self.level_in = nn.Linear(16, width, bias=False)
+
+    def forward(self, z, x_hat, level):
+        """Return (B, T, C) from noised vectors z and an earlier estimate x_hat, both (B, T, D_e), and noise levels (B,)."""
+        waves = level[:, None] * torch.arange(1, 9, device=z.device) * torch.pi                              # (B, 8)
+        waves = torch.cat((waves.cos(), waves.sin()), dim=-1)                                                # (B, 16)
+        return self.vectors_in(torch.cat((z, x_hat), dim=-1)) + self.level_in(waves)[:, None]
+
+
 class Transformer(nn.Module):
     """Decoder-only Transformer: rotary positions, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
 
-    def __init__(self, vocab_size, n_layer, width, n_head, dropout=0.0):
+    def __init__(self, vocab_size, n_layer, width, n_head, vector_width=0, dropout=0.0):
         super().__init__()
-        self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head)  # goes into the checkpoint
+        self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head,  # goes into the checkpoint
+                          vector_width=vector_width)
         self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: tied by use, so no copy can come loose
         self.blocks = nn.ModuleList(Block(width, n_head, dropout) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
+        self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
         self.init_weights()
 
     def init_weights(self):
@@ -169,8 +187,9 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def embed(self, tokens):
-        return self.dropout(rms_norm(self.embedding(tokens)))
+    def embed(self, y):
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) that take their place in embedding diffusion."""
+        return self.dropout(rms_norm(y if y.is_floating_point() else self.embedding(y)))
 
     def rotary(self, start, n):
         return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
@@ -195,7 +214,9 @@ class Transformer(nn.Module):
         return Context(keys, values, pad_mask, length=S)
 
     def decode(self, y, context, attention, extend=False):
-        """Return logits (B, T, V) for the targets y (B, T), which see the context and, causally or not, each other.
+        """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
+
+        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion.
 
         extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
@@ -218,7 +239,7 @@ class Transformer(nn.Module):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
         if attention != "bidirectional":
             raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
-        x = self.embed(torch.cat((context.inputs, y), dim=1))                           # (B, L, C)
+        x = torch.cat((self.embed(context.inputs), self.embed(y)), dim=1)               # (B, L, C)
         rotary = self.rotary(0, x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:

@@ -30,6 +30,25 @@ class Noise:
         """Return float64 numbers in [0, 1), (B, *shape)."""
         return torch.from_numpy(np.stack([row.random(shape) for row in self.rows]))
 
+    def shared(self, number=0):
+        """Return a number in [0, 1) that all sequences of a step share on every rank; each `number` names another one."""
+        step = self.counters[0][3]
+        return float(np.random.Generator(np.random.Philox(key=self.key, counter=(0, 1 << 62, number, step))).random())
+
+    def stratified(self):
+        """Return float64 numbers in [0, 1), (B,): each uniform, together evenly spread over every batch, however it is split.
+
+        One shared draw, shifted by the golden ratio times the index (mod 1): a low-discrepancy sequence, as the usual shift by
+        i / B is (arXiv 2107.00630), but a sequence's noise does not come to depend on the size of its batch.
+        """
+        first = self.shared()
+        return torch.tensor([(first + 0.6180339887498949 * index) % 1.0 for _, _, index, _ in self.counters],
+                            dtype=torch.float64)
+
+    def normal(self, *shape):
+        """Return standard normal float32 numbers, (B, *shape)."""
+        return torch.from_numpy(np.stack([row.standard_normal(shape, dtype=np.float32) for row in self.rows]))
+
     def integers(self, high, *shape):
         """Return int64 numbers in [0, high), (B, *shape)."""
         return torch.from_numpy(np.stack([row.integers(0, high, shape) for row in self.rows]))

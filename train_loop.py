@@ -74,7 +74,7 @@ def train(config, process, tokenizer, origin=None):
         model = build_model(origin, device, config.dropout)
     else:
         n_layer, width, n_head = shape_of(config.size or "tiny")
-        model = Transformer(tokenizer.vocab_size, n_layer, width, n_head, config.dropout).to(device)
+        model = Transformer(tokenizer.vocab_size, n_layer, width, n_head, process.vector_width, config.dropout).to(device)
     optimizer = make_optimizer(model, config, device)
     first_step, best = 0, math.inf
     if config.resume:

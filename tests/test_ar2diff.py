@@ -42,8 +42,9 @@ def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run):
 def test_the_report_is_complete(ar_run):
     c = ar_run.checkpoint()
     _, report = transfer(c, UNIFORM)
-    assert {(name, shape) for name, shape, _ in report} == {(name, tuple(t.shape)) for name, t in c["model"].items()}
-    assert sum(n for *_, n in report) == Transformer(**c["shape"]).n_params() == sum(t.numel() for t in c["model"].values())
+    assert {(name, shape) for name, shape, *_ in report} == {(name, tuple(t.shape)) for name, t in c["model"].items()}
+    assert {fate for *_, fate in report} == {"copied"}
+    assert sum(n for _, _, n, _ in report) == Transformer(**c["shape"]).n_params() == sum(t.numel() for t in c["model"].values())
 
 
 def test_a_converted_checkpoint_remembers_where_it_came_from_but_no_optimizer(ar_run):
