@@ -2,6 +2,7 @@
 
     python eval.py out/ar2diff_code --data=code --allow_code_execution
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
+    python eval.py out/ar2diff --metric=bits                   # likelihood, on text too: its validation part
 
 What is needed to read a score is printed with it: standard error, shares of empty and of unfinished answers, decoding settings,
 network evaluations and seconds. Generated programs are executed only with --allow_code_execution, and only by sandbox.py.
@@ -16,8 +17,9 @@ import torch
 import metrics
 from checkpoint import load_checkpoint
 from config import UserError, check, one_of, parse, run
-from data.dataset import pad_rows, read_meta
+from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
+from likelihood import bits, task_batches
 from noise import Noise
 from sample import DecodeConfig, load_writer
 from sandbox import check_canaries, run_many
@@ -32,6 +34,8 @@ class Config(DecodeConfig):
     batch_size: int = 16  # examples decoded together; changes speed and rounding only
     n_programs: int = 1  # code: programs per problem, for pass@k
     k: int = 1  # code: the k of pass@k
+    metric: str | None = None  # bits: bits per token and byte of the targets; default: the score that the task names
+    n_draws: int = 64  # bits: noise levels per sequence (AR is exact without)
     allow_code_execution: bool = False  # run the programs that the model writes: see the warning in sandbox.py
     out: str | None = None  # JSONL file for inputs, targets and predictions
 
@@ -70,6 +74,33 @@ def score(metric, predictions, examples, config):
     return metrics.code_scores(per_problem, [config.k]) | metrics.exact_scores(predictions, examples)
 
 
+def evaluate_bits(config, path, meta):
+    """Return a dict of bits per target token and per byte of config.checkpoint on a task's split, or on validation text."""
+    check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
+    writer = load_writer(config.checkpoint, config)
+    if meta["kind"] == "text":
+        data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len)
+        n = config.n_examples or 256
+        batches = [data.valid_batch(range(k, min(k + config.batch_size, n))) for k in range(0, n, config.batch_size)]
+        split, n_left_out = "valid", 0
+    else:
+        examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+        batches, n_left_out = task_batches(examples, writer, config.batch_size)
+        split = config.split
+    return bits(writer, batches, config.n_draws, config.seed)._asdict() | dict(
+        n_left_out=n_left_out, n_draws=config.n_draws, process=writer.process.name, checkpoint=config.checkpoint,
+        data=str(path), split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device))
+
+
+def report_bits(r):
+    """Return the lines that describe a result of evaluate_bits()."""
+    kind = "exact" if r["process"] == "ar" else f"upper bound, {r['n_draws']} noise levels each"
+    return [f"{r['checkpoint']} ({r['process']}; seed {r['seed']}) on {r['n']} {r['split']} sequences of {r['data']} "
+            f"({r['n_left_out']} too long), torch {r['torch']}, {r['device']}",
+            f"  {r['per_token'][0]:.4f} +- {r['per_token'][1]:.4f} bits per target token, "
+            f"{r['per_byte'][0]:.4f} +- {r['per_byte'][1]:.4f} per byte ({kind})"]
+
+
 def evaluate(config):
     """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
     for name in ("n_programs", "k", "batch_size"):
@@ -78,7 +109,10 @@ def evaluate(config):
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
     trained_on = load_checkpoint(config.checkpoint)["config"]["data"]
     path, meta = read_meta(config.data or trained_on)
-    check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer")
+    one_of("metric", config.metric, (None, "bits"))
+    if config.metric == "bits":
+        return evaluate_bits(config, path, meta)
+    check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
     metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
     check(metric != "code" or config.allow_code_execution,
           "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
@@ -130,7 +164,7 @@ def report(result):
 def main(argv=None):
     config = parse(Config, argv)
     result = evaluate(config)
-    print("\n".join(report(result)))
+    print("\n".join(report_bits(result) if config.metric == "bits" else report(result)))
     return result | {"config": asdict(config)}
 
 

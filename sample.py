@@ -1,26 +1,42 @@
-"""Write text with a trained model, AR or diffusion, and watch it being written.
+r"""Write text with a trained model, AR or diffusion, and watch it being written.
 
     python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
+    python sample.py out/ar2diff_code --infill="def ___(data):\n    return ___"
+    python sample.py out/ar2diff_code --prompt="..." --draft="def f(data):\n    return data" --noise=0.3
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
+
+\n in --infill and --draft is a line end.
 """
+import inspect
+import math
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 
 from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
-from config import UserError, check, parse, run
+from config import UserError, check, one_of, parse, run
 from data.dataset import Batch, pad_rows
+from diffusion import DECODER_OPTIONS
+from infill import draft_canvas, infill
 from noise import Noise
 from train_loop import pick_device
 
 
 @dataclass
 class DecodeConfig:
-    n_steps: int = 10  # diffusion: decoding steps
     n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
-    temperature: float | None = None  # 0 = argmax; default: 0.2 for diffusion, 0 for AR
-    top_k: int = 0  # AR: draw from the k likeliest tokens only; 0 = from all
+    temperature: float | None = None  # 0 = argmax; default: AR 0, uniform and absorbing 0.2, gaussian 1
+    top_k: int | None = None  # AR: draw from the k likeliest tokens only; default: from all
+    n_steps: int | None = None  # diffusion: decoding steps; default 10, gaussian 50
+    decoder: str | None = None  # uniform: resample (paper), unrolled, ancestral; absorbing: confidence, threshold, ancestral
+    # Options of one decoder; diffusion.py explains them
+    update_share: float | None = None  # resample: share of positions drawn anew each step; default 1
+    unroll_share: float | None = None  # unrolled: share of positions predicted a second time; default 0.3
+    early_stop: bool | None = None  # resample, unrolled: end a sample that a step left as it was; default no
+    threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
+    block_len: int | None = None  # confidence, threshold: finish blocks of so many positions from left to right; default: all
+    remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
 
@@ -29,8 +45,18 @@ class DecodeConfig:
 class Config(DecodeConfig):
     checkpoint: str  # positional: a .pt file or the out_dir of a run
     prompt: str | None = None  # the input text; default: standard input
+    infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
+    gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
+    draft: str | None = None  # diffusion: a text to revise
+    noise: float | None = None  # draft: share of its tokens to destroy first, above 0 and at most 1; default 0.3
     target_len: int | None = None  # tokens to write at most; default: as trained
     show_steps: bool = False  # print the draft after every step
+
+
+# Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
+RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, math.inf), "top_k": (0, math.inf),
+          "block_len": (0, math.inf), "update_share": (1e-9, 1), "threshold": (1e-9, 1), "unroll_share": (0, 1),
+          "remask": (0, 1)}
 
 
 @dataclass
@@ -44,31 +70,46 @@ class Writer:
     device: torch.device
     options: dict  # for process.decode()
 
-    def drafts(self, batch, noise):
-        """Return the drafts (B, T) of every decoding step, the last of which is the answer."""
-        return list(self.process.decode(self.model, batch.to(self.device), noise, **self.options))
+    def drafts(self, batch, noise, **more):
+        """Return the drafts (B, T) of every evaluation of the network, the last of which is the answer."""
+        return list(self.process.decode(self.model, batch.to(self.device), noise, **self.options, **more))
+
+
+def decode_options(config, process):
+    """Return the options for process.decode(): the flags that were given, else its defaults. Raises UserError."""
+    names = [field.name for field in fields(DecodeConfig) if field.name not in ("seed", "device")]
+    parameters = inspect.signature(process.decode).parameters
+    defaults = {name: parameters[name].default for name in names if name in parameters}
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    options = defaults | given
+    for name, value in given.items():
+        check(name in defaults, f"--{name} is not for {process.name} models; they take --{', --'.join(defaults)}")
+        if name in RANGES:
+            low, high = RANGES[name]
+            allowed = f"at least {low}" if high == math.inf else f"{'above' if low else 'at least'} 0 and at most {high}"
+            check(low <= value <= high, f"--{name}={value} must be {allowed}")
+    if "decoder" in options:
+        one_of("decoder", options["decoder"], process.decoders)
+    for name in DECODER_OPTIONS.keys() & options.keys():
+        if options["decoder"] not in DECODER_OPTIONS[name]:
+            check(name not in given, f"--{name} goes with --decoder={' or '.join(DECODER_OPTIONS[name])}, "
+                                     f"not with {options['decoder']}")
+            del options[name]
+    return options
 
 
 def load_writer(path, config, target_len=None):
     """Load a checkpoint and check the decoding flags against its process. Raises UserError."""
     checkpoint = load_checkpoint(path)
     process, tokenizer, device = process_of(checkpoint), tokenizer_of(checkpoint), pick_device(config.device)
-    is_ar = process.name == "ar"
-    n_samples = config.n_samples if config.n_samples is not None else (1 if is_ar else 8)
-    temperature = config.temperature if config.temperature is not None else (0.0 if is_ar else 0.2)
-    check(config.n_steps >= 1, f"--n_steps={config.n_steps} must be at least 1")
-    check(n_samples >= 1, f"--n_samples={n_samples} must be at least 1")
-    check(temperature >= 0, f"--temperature={temperature} must not be negative")
+    options = decode_options(config, process)
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
-    check(config.top_k >= 0, f"--top_k={config.top_k} must not be negative")
-    check(is_ar or not config.top_k, f"--top_k is for autoregressive models; {path} is a {process.name} diffusion model")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
-    own = {"top_k": config.top_k} if is_ar else {"n_steps": config.n_steps}
     longest = checkpoint["target_len"]
-    check(target_len is None or target_len <= longest or (is_ar and checkpoint["input_len"] == 0),
+    check(target_len is None or target_len <= longest or (process.name == "ar" and checkpoint["input_len"] == 0),
           f"--target_len={target_len} is longer than the canvas the model was trained on, {longest} tokens")
-    return Writer(build_model(checkpoint, device).eval(), process, tokenizer, checkpoint["input_len"],
-                  target_len or checkpoint["target_len"], device, {"temperature": temperature, "n_samples": n_samples, **own})
+    return Writer(build_model(checkpoint, device).eval(), process, tokenizer, checkpoint["input_len"], target_len or longest,
+                  device, options)
 
 
 def prompt_batch(writer, prompt):
@@ -102,20 +143,40 @@ def show(tokenizer, ids):
     return "".join(pieces).replace("\r", "").replace("\n", "↵")
 
 
-def main(argv=None):
-    config = parse(Config, argv)
-    writer = load_writer(config.checkpoint, config, config.target_len)
+def read_prompt(config):
+    """Return the input text: --prompt, else standard input, else (where a text is given already) nothing."""
+    if config.prompt is not None or config.infill is not None or config.draft is not None:
+        return config.prompt or ""
     try:
-        prompt = sys.stdin.read().rstrip("\n") if config.prompt is None else config.prompt
+        return sys.stdin.read().rstrip("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"the prompt on standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    check(config.infill is None or config.draft is None, "--infill and --draft exclude each other")
+    check(config.draft is not None or config.noise is None, "--noise goes with --draft")
+    check(config.noise is None or 0 < config.noise <= 1, f"--noise={config.noise} must be above 0 and at most 1")
+    writer = load_writer(config.checkpoint, config, config.target_len)
+    given = "infill" if config.infill is not None else "draft"
+    check(writer.process.name != "ar" or (config.infill is None and config.draft is None),
+          f"--{given} needs a diffusion model: an autoregressive one cannot look to the right")
+    prompt = read_prompt(config)
     writer, batch = prompt_batch(writer, prompt)
-    drafts = writer.drafts(batch, Noise(config.seed, "decode", 0, [0]))
+    noise, text = Noise(config.seed, "decode", 0, [0]), writer.tokenizer.decode
+    if config.infill is not None:
+        drafts, text = infill(writer, batch, noise, config.infill, config.gap_len)
+    elif config.draft is not None:
+        batch = batch._replace(targets=draft_canvas(writer, config.draft))
+        drafts = writer.drafts(batch, noise, t_start=0.3 if config.noise is None else config.noise)
+    else:
+        drafts = writer.drafts(batch, noise)
     if config.show_steps:
         for number, draft in enumerate(drafts, 1):
             print(f"{number:4d}  {show(writer.tokenizer, draft[0])}")
         print()
-    print(("" if writer.input_len else prompt) + writer.tokenizer.decode(drafts[-1][0]))
+    print(("" if writer.input_len else prompt) + text(drafts[-1][0]))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,10 @@ class Tokenizer:
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self._encoding.decode_bytes([i for i in ids if 0 <= i < self.n_text]).decode("utf-8", errors="replace")
 
+    def n_bytes(self, ids):
+        """Return how many bytes of text the ids stand for; special ids stand for none."""
+        return len(self._encoding.decode_bytes([i for i in ids if 0 <= i < self.n_text]))
+
 
 def load_tokenizer(name):
     """Return the Tokenizer `bpe`, `bytes`, `gpt2`, or that of a ranks file. Raises UserError when there is none."""

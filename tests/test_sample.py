@@ -67,8 +67,8 @@ def test_show_steps_prints_every_draft_and_then_the_answer(ar_run, diff_run, cap
     lines = say(capsys, "--show_steps", run.folder, "--prompt=ab", *flags).split("\n")
     steps = [line for line in lines if re.match(r" +\d+  ", line)]
     assert [int(line.split()[0]) for line in steps] == list(range(1, n + 1)) and lines[n] == ""
-    writer = load_writer(run.folder, sample.DecodeConfig(n_steps=n, n_samples=2 if kind == "diff" else None),
-                         5 if kind == "ar" else None)
+    config = sample.DecodeConfig() if kind == "ar" else sample.DecodeConfig(n_steps=n, n_samples=2)
+    writer = load_writer(run.folder, config, 5 if kind == "ar" else None)
     writer, batch = prompt_batch(writer, "ab")
     drafts = writer.drafts(batch, Noise(0, "decode", 0, [0]))
     assert [line[6:] for line in steps] == [show(BYTES, draft[0]) for draft in drafts]
@@ -118,9 +118,11 @@ def test_flags_left_out_become_greedy_for_an_ar_model(ar_run, flags, expected):
 
 @pytest.mark.parametrize("flags, expected", [
     ([], {"temperature": 0.2, "n_samples": 8, "n_steps": 10}),  # the paper's
-    (["--temperature=0", "--n_samples=1", "--n_steps=3"], {"temperature": 0.0, "n_samples": 1, "n_steps": 3})])
+    (["--temperature=0", "--n_samples=1", "--n_steps=3"], {"temperature": 0.0, "n_samples": 1, "n_steps": 3}),
+    (["--early_stop", "--update_share=0.3"], {"early_stop": True, "update_share": 0.3})])
 def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, expected):
-    assert load_writer(diff_run.folder, sample.parse(sample.Config, ["x", *flags])).options == expected
+    papers = dict(temperature=0.2, n_samples=8, n_steps=10, decoder="resample", update_share=1.0, early_stop=False)
+    assert load_writer(diff_run.folder, sample.parse(sample.Config, ["x", *flags])).options == papers | expected
 
 
 def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_the_numbers(ar_run, diff_run, capsys):
@@ -131,11 +133,12 @@ def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--n_steps=0"], "--n_steps=0 must be at least 1"), (["--n_samples=0"], "--n_samples=0 must be at least 1"),
-    (["--n_samples=-3"], "--n_samples=-3 must be at least 1"), (["--temperature=-1"], "--temperature=-1.0 must not be"),
-    (["--target_len=0"], "--target_len=0 must be at least 1"), (["--top_k=-1"], "--top_k=-1 must not be negative"),
+    (["--n_samples=0"], "--n_samples=0 must be at least 1"), (["--n_samples=-3"], "--n_samples=-3 must be at least 1"),
+    (["--temperature=-1"], "--temperature=-1.0 must be at least 0"), (["--target_len=0"], "--target_len=0 must be at least 1"),
     (["--seed=-1"], "--seed=-1 must be at least 0"), ([f"--seed={1 << 70}"], "below 2.32"), (["--device=gpu"], "device='gpu'"),
-    (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float")])
+    (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float"),
+    (["--noise=0.3"], "--noise goes with --draft"), (["--draft=a", "--noise=0"], "--noise=0.0 must be above 0 and at most 1"),
+    (["--draft=a", "--noise=1.1"], "--noise=1.1 must be"), (["--draft=a", "--infill=___"], "exclude each other")])
 def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, message):
     for run in (ar_run, diff_run):
         with pytest.raises(UserError, match=message) as caught:
@@ -143,9 +146,28 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
         assert "\n" not in str(caught.value)
 
 
-def test_top_k_is_refused_where_it_would_do_nothing(diff_run, capsys):
-    with pytest.raises(UserError, match="--top_k is for autoregressive models"):
-        say(capsys, diff_run.folder, "--prompt=a", "--top_k=5")
+@pytest.mark.parametrize("kind, flags, message", [
+    ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
+    ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
+    ("ar", ["--infill=a___"], "--infill needs a diffusion model"), ("ar", ["--draft=a"], "--draft needs a diffusion model"),
+    ("diff", ["--decoder=unroled"], "not one of resample, unrolled, ancestral; did you mean 'unrolled'"),
+    ("diff", ["--decoder=confidence"], "not one of resample, unrolled, ancestral"),
+    ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
+    ("diff", ["--unroll_share=0.5"], "--unroll_share goes with --decoder=unrolled, not with resample"),
+    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=resample or unrolled, not"),
+    ("diff", ["--update_share=0"], "--update_share=0.0 must be above 0 and at most 1"),
+    ("diff", ["--decoder=unrolled", "--unroll_share=1.5"], "--unroll_share=1.5 must be at least 0 and at most 1"),
+    ("absorbing", ["--threshold=0.9"], "--threshold goes with --decoder=threshold, not with confidence"),
+    ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
+    ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with confidence"),
+    ("absorbing", ["--block_len=-1"], "--block_len=-1 must be at least 0"),
+    ("gaussian", ["--decoder=ancestral"], "not one of euler")])
+def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
+                                                                               flags, message):
+    run = {"ar": ar_run, "diff": diff_run}.get(kind) or train("diff", tmp_path / "x", f"--process={kind}", "--steps=1")
+    with pytest.raises(UserError, match=message) as caught:
+        say(capsys, run.folder, "--prompt=a", *flags)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_checkpoint_is_refused(capsys, tmp_path):
@@ -164,7 +186,7 @@ def test_a_prompt_that_is_not_utf8_is_refused(ar_run, monkeypatch):
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(diff_run, ar_run):
     for run in (diff_run, ar_run):
-        writer = load_writer(run.folder, sample.DecodeConfig(temperature=1.0, n_samples=3, n_steps=4))
+        writer = load_writer(run.folder, sample.DecodeConfig(temperature=1.0, n_samples=3))
         rows = [(list(b"ab"), []), (list(b"abcdefgh"), []), ([], [])]
         whole = writer.drafts(pad_rows(rows, BYTES, 8, 7), Noise(0, "decode", 0, range(3)))[-1]
         alone = [writer.drafts(pad_rows([row], BYTES, 8, 7), Noise(0, "decode", 0, [i]))[-1] for i, row in enumerate(rows)]
