@@ -127,7 +127,7 @@ class Uniform:
     def weights(self, logits, xt, a, temperature=1.0):
         """Return w (B, T, n_noise), w_y = d_y / q(xt | x0 = y), d the predicted distribution of x0; a = alpha_t, (B, 1, 1)."""
         d = (logits[..., :self.n_noise].double() / max(temperature, 1e-6)).softmax(-1)
-        c, at_xt = (1 - a) / self.n_noise, xt[..., None]
+        c, at_xt = (1 - a) / self.n_noise, xt.clamp(max=self.n_noise - 1)[..., None]     # more only where frozen
         return (d / c).scatter(-1, at_xt, d.gather(-1, at_xt) / (c + a))
 
     def reverse(self, logits, xt, t, s, temperature=1.0):
@@ -136,7 +136,8 @@ class Uniform:
         w = self.weights(logits, xt, a, temperature)
         p = a_s * w + (1 - a_s) / V * w.sum(-1, keepdim=True)
         change = (1 - (1 - t) / a_s) / V                                                 # q(x_t | x_s) for x_s other than x_t
-        p = (p * change).scatter_add(-1, xt[..., None], p.gather(-1, xt[..., None]) * (1 - t) / a_s)
+        at_xt = xt.clamp(max=V - 1)[..., None]
+        p = (p * change).scatter_add(-1, at_xt, p.gather(-1, at_xt) * (1 - t) / a_s)
         return F.pad(p, (0, logits.size(-1) - V))
 
     @torch.no_grad()
@@ -147,7 +148,8 @@ class Uniform:
         xt: s_y is the ratio p(xt with y here) / p(xt) that it implies. To put d in place of s, which leaves this token of xt
         out, looks alike and is no bound.
         """
-        x0, V = batch.targets, self.n_noise
+        V = self.n_noise
+        x0, impossible = batch.targets.clamp(max=V - 1), (batch.targets >= V).any(dim=1)  # noise cannot end at a MASK
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for t in levels(n_draws, noise, T_MIN):
@@ -160,7 +162,7 @@ class Uniform:
             clean = others - (V - 1) * kappa * (1 - kappa.log()) - kappa * log_s.sum(-1)
             noised = others - (1 / kappa + V - 2) - (log_s.sum(-1) - log_s0) - (kappa.log() + log_s0) / kappa
             total += (torch.where(xt == x0, clean, noised) / (a * V)).sum(dim=1)
-        return (1 - T_MIN) * total / n_draws
+        return ((1 - T_MIN) * total / n_draws).masked_fill(impossible, torch.inf)
 
 
 @dataclass

@@ -109,8 +109,8 @@ def evaluate(config):
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
     trained_on = load_checkpoint(config.checkpoint)["config"]["data"]
     path, meta = read_meta(config.data or trained_on)
-    one_of("metric", config.metric, (None, "bits"))
-    if config.metric == "bits":
+    if config.metric is not None:
+        one_of("metric", config.metric, ("bits",))
         return evaluate_bits(config, path, meta)
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
     metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))

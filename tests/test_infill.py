@@ -1,0 +1,105 @@
+"""infill.py: the text around the gaps stays, every length is tried, a draft is revised and not rewritten."""
+import pytest
+import torch
+
+import sample
+from config import UserError
+from data.tokenizer import load_tokenizer
+from infill import MAX_ROWS, canvases, draft_canvas, infill
+from noise import Noise
+from sample import load_writer, prompt_batch
+
+TOKENIZER = load_tokenizer("bytes")
+EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
+
+
+def ids(text):
+    return list(text.encode())
+
+
+@pytest.fixture(scope="module", params=["uniform", "absorbing", "gaussian"])
+def run(request, train, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("infill") / request.param
+    return train("diff", folder, f"--process={request.param}", "--input_len=8", "--target_len=12", "--steps=2")
+
+
+def test_a_template_becomes_a_row_for_each_choice_of_gap_lengths():
+    targets, frozen = canvases("a___b___", TOKENIZER, 7, gap_len=3)
+    assert frozen.tolist() == [[True] + [False] * n + [True] + [False] * (5 - n) for n in (1, 2, 3)]
+    assert [row[keep].tolist() for row, keep in zip(targets, frozen)] == [ids("ab")] * 3
+    targets, frozen = canvases("___b", TOKENIZER, 5, gap_len=2)  # text at the end: EOS and PAD are given, too
+    assert frozen.tolist() == [[False] + [True] * 4, [False] * 2 + [True] * 3]
+    assert [row[keep].tolist() for row, keep in zip(targets, frozen)] == [[*ids("b"), EOS, PAD, PAD], [*ids("b"), EOS, PAD]]
+    _, frozen = canvases("a___b___c___", TOKENIZER, 12, gap_len=2)
+    gaps = {tuple(map(len, "".join(".x"[f] for f in row).strip(".").split("x")[1:-1])) for row in frozen}
+    assert gaps == {(1, 1), (1, 2), (2, 1), (2, 2)}
+
+
+def test_lengths_that_do_not_fit_the_canvas_are_not_tried():
+    targets, _ = canvases("abc___d", TOKENIZER, 7, gap_len=4)
+    assert targets.shape == (2, 7)  # one or two tokens between "abc", "d" and EOS
+
+
+def test_a_line_end_is_typed_as_backslash_n():
+    targets, frozen = canvases("a\\n___", TOKENIZER, 4, gap_len=1)
+    assert targets[frozen].tolist() == ids("a\n")
+
+
+@pytest.mark.parametrize("template, target_len, gap_len, message", [
+    ("no gap", 12, 4, "no gap: write ___"), ("", 12, 4, "no gap"), ("a___", 12, 0, "--gap_len=0 must be at least 1"),
+    ("abcdef___g", 8, 4, "has 7 tokens, 9 with its gaps and EOS, but the model's canvas holds 8"),
+    ("a___b___c___d___e", 60, 4, f"are 256 choices of lengths, at most {MAX_ROWS}")])
+def test_a_template_that_cannot_be_filled_is_refused(template, target_len, gap_len, message):
+    with pytest.raises(UserError, match=message):
+        canvases(template, TOKENIZER, target_len, gap_len)
+
+
+def test_the_text_around_the_gaps_stands_in_every_draft_and_in_the_answer(run):
+    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=3, n_samples=2)), "ab")
+    drafts, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz___", 3)
+    seen = set()
+    for draft in drafts:
+        assert draft.shape == (1, 12) and draft[0, 0] == ord("x")
+        seen.add(bytes(i for i in draft[0].tolist() if i < 256).index(b"yz"))
+    assert len(seen) == 1 or min(seen) >= 1  # one length throughout
+    assert text(drafts[-1][0]).startswith("x") and "yz" in text(drafts[-1][0])
+
+
+def test_the_likeliest_length_is_chosen(run, monkeypatch):
+    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=2, n_samples=1)), "ab")
+    for n in (1, 2, 3):
+        column = torch.tensor([3.0, 3.0, 3.0])
+        column[n - 1] = 1.0
+        monkeypatch.setattr(type(writer.process), "bound", lambda *_, nats=column, **__: nats)
+        drafts, _ = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 3)
+        assert drafts[-1][0, 1 + n:].tolist() == [*ids("yz"), EOS, *[PAD] * (8 - n)]
+
+
+def test_eos_and_pad_in_a_gap_that_text_follows_do_not_end_the_text(run, monkeypatch):
+    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=1, n_samples=1)), "ab")
+    drafts, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 2)
+    row = torch.tensor([*ids("x"), EOS, PAD, *ids("yz"), EOS, *[PAD] * 6])
+    monkeypatch.setattr(type(writer.process), "bound", lambda *_, **__: torch.tensor([1.0, 0.0]))
+    _, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 2)
+    assert text(row) == "xyz"
+
+
+def test_a_draft_is_a_canvas_that_must_fit(run):
+    writer = load_writer(run.folder, sample.DecodeConfig())
+    assert draft_canvas(writer, "abc").tolist() == [[*ids("abc"), EOS, *[PAD] * 8]]
+    assert draft_canvas(writer, "x" * 11).tolist() == [[*ids("x" * 11), EOS]]
+    with pytest.raises(UserError, match="the draft has 12 tokens and EOS, but the model's canvas holds 12"):
+        draft_canvas(writer, "x" * 12)
+
+
+def test_sample_fills_and_revises_from_the_command_line(run, capsys):
+    capsys.readouterr()
+    sample.main([str(run.folder), "--infill=ab___cd", "--n_steps=2", "--n_samples=2", "--gap_len=2", "--show_steps"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[-1].startswith("ab") and lines[-1].endswith("cd")
+    sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1", "--n_samples=1",
+                 "--show_steps"])
+    assert len(capsys.readouterr().out.splitlines()) >= 3
+    if run.folder.name == "absorbing":  # no token was masked, so nothing may change
+        sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1"])
+        assert capsys.readouterr().out == "abcdefgh\n"
