@@ -12,7 +12,7 @@ from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
 from config import UserError, check, parse, run
 from data.dataset import Batch, pad_rows
 from noise import Noise
-from train_loop import pick_device
+from start import pick_device
 
 
 @dataclass
