@@ -1,4 +1,4 @@
-"""What a run checks and settles before its first step: flags, canvas, device, ranks, origin, tokenizer, out_dir.
+"""What a run checks and settles before its first step: flags, canvas, device, ranks, origin, tokenizer, model, out_dir.
 
 Whatever is wrong is one UserError that names the flag, raised before anything is trained or overwritten.
 """
@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from checkpoint import describe, load_checkpoint, tokenizer_of
+from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
 from config import UserError, check, one_of
 from data.dataset import read_meta
 from data.tokenizer import load_tokenizer
+from model import Transformer, shape_of
 
 
 def check_config(config):
@@ -89,22 +90,34 @@ def choose_tokenizer(config, origin):
     return load_tokenizer(config.tokenizer or meta.get("tokenizer", "bpe"))
 
 
+def start_model(config, tokenizer, origin, device):
+    """Return the model of the checkpoint `origin`, or without one a fresh model of --size (default: tiny)."""
+    if origin is None:
+        n_layer, width, n_head = shape_of(config.size or "tiny")
+        return Transformer(tokenizer.vocab_size, n_layer, width, n_head, config.dropout).to(device)
+    shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
+    check(config.size is None or shape_of(config.size) == shape,
+          f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
+    return build_model(origin, device, config.dropout)
+
+
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
 # prolong a run, but also stretch the cosine, so the learning rate rises again.
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
 
 
-def open_out_dir(config, path, process, origin):
-    """Make sure that out_dir can be written, that nothing in it would be lost, and that --resume goes on with the same run."""
-    held = config.resume or not (path.exists() or path.with_name("best.pt").exists())
-    check(held, f"{path.parent} already holds a run; continue it with --resume, or choose another --out_dir")
+def open_out_dir(config, process, origin):
+    """Return out_dir as a Path: it can be written, nothing in it will be lost, and --resume goes on with the same run."""
+    out_dir, path = Path(config.out_dir), Path(config.out_dir) / "ckpt.pt"
+    check(config.resume or not (path.exists() or (out_dir / "best.pt").exists()),
+          f"{out_dir} already holds a run; continue it with --resume, or choose another --out_dir")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        (path.parent / "metrics.jsonl").open("a", encoding="utf-8").close()
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "metrics.jsonl").open("a", encoding="utf-8").close()
     except OSError as error:
         raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
     if not config.resume:
-        return
+        return out_dir
     check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
     check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
     now, then = asdict(config), origin["config"]
@@ -112,6 +125,7 @@ def open_out_dir(config, path, process, origin):
     changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
     check(not changed, f"resuming would not be the same run: {changes}")
     check(config.steps > origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
+    return out_dir
 
 
 def best_loss(path):

@@ -8,21 +8,17 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from tqdm import tqdm
 
-from checkpoint import build_model, describe, save_checkpoint
-from config import UserError, check
+from checkpoint import describe, lineage, save_checkpoint
+from config import UserError
 from data.dataset import open_data
-from model import Transformer, shape_of
 from noise import Noise
-from run_log import Metrics, Tally, tqdm_line
-from start import best_loss, canvas, check_config, open_out_dir, start_ranks
+from run_log import RunLog, Tally
+from start import best_loss, canvas, check_config, open_out_dir, start_model, start_ranks
 
 
 @dataclass
@@ -57,31 +53,19 @@ def train(config, process, tokenizer, origin=None):
     """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt."""
     check_config(config)
     rank, world, device = start_ranks(config)
-    out_dir, say = Path(config.out_dir), (print if rank == 0 else (lambda *_, **__: None))
-    path, metrics = out_dir / "ckpt.pt", Metrics(out_dir / "metrics.jsonl", enabled=rank == 0)
-    open_out_dir(config, path, process, origin)
+    out_dir = open_out_dir(config, process, origin)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long)
 
     torch.manual_seed(config.seed)
-    if origin:
-        shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
-        check(config.size is None or shape_of(config.size) == shape,
-              f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-        model = build_model(origin, device, config.dropout)
-    else:
-        n_layer, width, n_head = shape_of(config.size or "tiny")
-        model = Transformer(tokenizer.vocab_size, n_layer, width, n_head, config.dropout).to(device)
+    model = start_model(config, tokenizer, origin, device)
     optimizer = make_optimizer(model, config, device)
-    first_step, best = 0, math.inf
+    first_step, best, history = 0, math.inf, lineage(origin) if origin else []
     if config.resume:
         optimizer.load_state_dict(origin["optimizer"])
-        first_step, best = origin["step"], best_loss(out_dir / "best.pt")
-    metrics.cut(first_step)
-    n_params = model.n_params()
-    history = [] if origin is None else origin["history"]  # the runs before this one
-    if origin and origin["step"] and not config.resume:
-        history = [*history, f"{origin['process']['name']}, {origin['step']} steps on {origin['config']['data']}"]
+        first_step, best, history = origin["step"], best_loss(out_dir / "best.pt"), origin["history"]
+    facts = dict(shape=model.shape, process=describe(process), tokenizer={"name": tokenizer.name, "hash": tokenizer.hash},
+                 input_len=input_len, target_len=target_len, config=asdict(config), history=history)
 
     if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
         model.encode, model.decode = torch.compile(model.encode), torch.compile(model.decode)
@@ -94,17 +78,13 @@ def train(config, process, tokenizer, origin=None):
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
     tokens_per_step = config.batch_size * (input_len + target_len)
-    say(f"{process.name} on {config.data}: {n_params:,} parameters, canvas {input_len} + {target_len}, {tokens_per_step:,} "
-        f"tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), {data.n_tokens:,} tokens of data, "
-        f"{device}, {'bfloat16' if bf16 else 'float32'}, log V = {math.log(tokenizer.n_noise):.2f} nats")
+    log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
+    log.say(f"{process.name} on {config.data}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
+            f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
+            f"{data.n_tokens:,} tokens of data, {device}, {'bfloat16' if bf16 else 'float32'}, "
+            f"log V = {math.log(tokenizer.n_noise):.2f} nats")
 
-    def snapshot(step, **more):
-        return dict(model=model.state_dict(), shape=model.shape, process=describe(process), step=step, history=history,
-                    tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len, target_len=target_len,
-                    config=asdict(config), **more)
-
-    progress = tqdm(total=config.steps, initial=first_step, disable=None if rank == 0 else True, leave=False)
-    tally, clock, seconds = Tally(device), time.perf_counter(), 0.0
+    tally, clock, logged = Tally(device), time.perf_counter(), first_step
     for step in range(first_step, config.steps):
         model.train()
         torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)  # dropout resumes exactly too
@@ -123,41 +103,35 @@ def train(config, process, tokenizer, origin=None):
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        progress.update()
+        log.bar.update()
 
         done = step + 1
         evaluate_now = done % config.eval_every == 0 or done == config.steps
         if done % config.log_every == 0 or evaluate_now or step == 0:
-            summary = tally.summary(world)
+            summary, norm = tally.summary(world), norm.item()
             broken = evaluate_now and not all(p.isfinite().all() for p in model.parameters())  # by this step: must not be saved
             if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
-                raise UserError(f"loss {summary['loss']}, gradient norm {float(norm)} at or shortly before step {done}, "
+                raise UserError(f"loss {summary['loss']}, gradient norm {norm} at or shortly before step {done}, "
                                 f"learning rate {lr:.2e}; checkpoints saved before are untouched. Lower --lr or raise "
                                 f"--warmup, in a new --out_dir (with --init_from={out_dir} where it holds a checkpoint)")
-            seconds = (time.perf_counter() - clock) / tally.steps(n_micro)
-            eta = timedelta(seconds=round(seconds * (config.steps - done)))
-            tqdm_line(progress, say, f"step {done:6d}/{config.steps} | loss {summary['loss']:.4f} | norm {float(norm):.2f} | "
-                                     f"lr {lr:.2e} | {1000 * seconds:.0f} ms | {tokens_per_step / seconds:,.0f} tokens/s | "
-                                     f"{eta} left")
-            metrics.write(step=done, lr=lr, norm=float(norm), seconds_per_step=seconds, **summary)
-            tally, clock = Tally(device), time.perf_counter()
+            log.train(done, summary, lr, norm, seconds=(time.perf_counter() - clock) / (done - logged))
+            tally, clock, logged = Tally(device), time.perf_counter(), done
         if evaluate_now:
             if rank == 0:  # saved before it is evaluated: a crash there costs nothing
-                save_checkpoint(path, snapshot(done, optimizer=optimizer.state_dict()))
+                save_checkpoint(out_dir / "ckpt.pt",
+                                facts | dict(step=done, model=model.state_dict(), optimizer=optimizer.state_dict()))
             valid = evaluate(model, process, data, config, device, autocast, rank, world)
             if valid:
-                levels = " | by noise level " + " ".join(f"{x:.2f}" for x in valid["by_level"]) if valid["by_level"] else ""
-                tqdm_line(progress, say, f"valid {done:5d}/{config.steps} | loss {valid['loss']:.4f}{levels}")
-                metrics.write(step=done, split="valid", **valid)
-                if valid["loss"] < best:
-                    best = valid["loss"]
-                    if rank == 0:
-                        save_checkpoint(out_dir / "best.pt", snapshot(done, best=best))
+                log.valid(done, valid)
+            if valid and valid["loss"] < best:
+                best = valid["loss"]
+                if rank == 0:
+                    save_checkpoint(out_dir / "best.pt", facts | dict(step=done, model=model.state_dict(), best=best))
             clock = time.perf_counter()
-    progress.close()
+    log.bar.close()
     if world > 1:
         dist.destroy_process_group()
-    return path
+    return out_dir / "ckpt.pt"
 
 
 class Objective(nn.Module):
