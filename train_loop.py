@@ -147,16 +147,14 @@ class Objective(nn.Module):
 
 @torch.no_grad()
 def evaluate(model, process, data, config, device, autocast, rank=0, world=1):
-    """Return the mean validation losses over fixed sequences with fixed noise, or None without validation data."""
+    """Return the mean losses over fixed validation sequences with fixed noise, or None without validation data."""
     n = min(config.eval_sequences, data.n_valid())
-    n -= n % world
     if not n:
         return None
     model.eval()
-    micro = math.gcd(n // world, config.micro_batch_size)  # equal micro-batches, so that their mean is the mean
-    tally = Tally(device)
-    for first in range(rank * micro, n, world * micro):
-        rows = range(first, first + micro)
+    tally, mine = Tally(device), range(n * rank // world, n * (rank + 1) // world)
+    for first in range(0, len(mine), config.micro_batch_size):
+        rows = mine[first:first + config.micro_batch_size]
         with autocast:
             tally.add(process.loss(model, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
     return tally.summary(world)

@@ -104,7 +104,7 @@ def test_resuming_needs_no_init_from_and_keeps_its_tokenizer(train, ar_run, task
 
 def test_resuming_never_replaces_a_better_best(train, tmp_path, monkeypatch):
     losses = iter([1.0, 2.0])
-    monkeypatch.setattr(train_loop, "evaluate", lambda *_: {"loss": next(losses), "by_level": None})
+    monkeypatch.setattr(train_loop, "evaluate", lambda *_: {"loss": next(losses)})
     run = train("ar", tmp_path / "x", "--schedule=constant", "--steps=2")
     train("ar", tmp_path / "x", "--schedule=constant", "--steps=4", "--resume")
     best = load_checkpoint(run.folder / "best.pt")
@@ -118,10 +118,9 @@ def close(a, b, tolerance=1e-5):
     assert [line["step"] for line in a] == [line["step"] for line in b]
     for x, y in zip(a, b):
         assert x.keys() == y.keys()
-        for key in {"loss", "norm"} & x.keys():
+        for key in {"loss", "first_pass", "norm"} & x.keys():
             assert abs(x[key] - y[key]) <= tolerance * abs(y[key]), (key, x, y)
-        assert (x["by_level"] is None) == (y["by_level"] is None)
-        for p, q in zip(x["by_level"] or [], y["by_level"] or []):
+        for p, q in zip(x.get("by_level", []), y.get("by_level", [])):
             assert (p is None) == (q is None) and (p is None or abs(p - q) <= tolerance * q), (x, y)
     return True
 
@@ -138,7 +137,7 @@ def test_accumulated_micro_batches_are_the_same_run_to_rounding(train, tmp_path,
 
 @pytest.mark.slow
 def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
-    flags = ["--micro_batch_size=2", "--eval_every=2"]
+    flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7"]  # 7: 3 for one rank, 4 for the other
     one = train("diff", tmp_path / "one", *flags)
     from conftest import FLAGS
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_diff.py"),
@@ -176,9 +175,36 @@ def test_validation_is_a_fixed_mean_over_fixed_rows_without_dropout(train, task,
         first, second = (train_loop.evaluate(model, process, data, config, device, nullcontext()) for _ in range(2))
         assert str(first) == str(second) and torch.equal(torch.get_rng_state(), state)
         assert abs(first["loss"] - losses.total.item()) < 1e-5
+        assert first.keys() == ({"loss"} if kind == "ar" else {"loss", "first_pass", "by_level"})
+        assert kind == "ar" or abs(first["first_pass"] - losses.per_sequence.mean().item()) < 1e-5
         for level in range(5) if kind == "diff" else []:
             mine, logged = losses.per_sequence[(losses.t * 5).long() == level], first["by_level"][level]
             assert abs(logged - mine.mean().item()) < 1e-5 if len(mine) else math.isnan(logged)
+
+
+@pytest.mark.parametrize("world, sizes", [(1, [[4, 3]]), (2, [[3], [4]]), (9, [[], [1], [1], [1], [], [1], [1], [1], [1]])])
+def test_ranks_validate_every_sequence_once_in_few_passes_and_average_exactly(task, diff_run, monkeypatch, world, sizes):
+    c = diff_run.checkpoint()
+    process, data, model = process_of(c), open_data(task, tokenizer_of(c), 8, 7), build_model(c)
+    with torch.no_grad():
+        losses = process.loss(model.eval(), data.valid_batch(range(7)), Noise(0, "valid", 0, range(7)))
+    passes, sums = [[] for _ in range(world)], []
+
+    class Counting:
+        def loss(self, model, batch, noise):
+            passes[rank].append(len(batch.targets))
+            return process.loss(model, batch, noise)
+
+    def all_reduce(mine):
+        sums.append(mine.clone())
+        mine.copy_(sum(sums))
+    monkeypatch.setattr(run_log.dist, "all_reduce", all_reduce)
+    config = train_diff.Config(eval_sequences=7, micro_batch_size=4)
+    for rank in reversed(range(world)):  # each adds to those before it, so the last one returns what all ranks would
+        mean = train_loop.evaluate(model, Counting(), data, config, torch.device("cpu"), nullcontext(), rank, world)
+    assert passes == sizes
+    assert abs(mean["loss"] - losses.total.item()) < 1e-5
+    assert abs(mean["first_pass"] - losses.per_sequence.mean().item()) < 1e-5
 
 
 # ---- the parts of a step ---------------------------------------------------------------------------------------------------
@@ -251,7 +277,16 @@ def test_metrics_are_strict_json_and_the_log_names_all_that_a_reader_needs(train
     for part in ("12,288 parameters", "canvas 8 + 7", "30 tokens per step", "cpu, float32", "log V = 5.55",
                  "step      4/4 | loss", "tokens/s", "valid     4/4 | loss", "by noise level"):
         assert part in said, part
+    for line in lines:  # beside the loss, L1 + L2, stands what compares with log V
+        assert f"/4 | loss {line['loss']:.4f} | first pass {line['first_pass']:.4f} | " in said
+        assert line["first_pass"] < 0.6 * line["loss"]
     assert "\x1b" not in said and "\r" not in said  # no progress bar outside of a terminal
+
+
+def test_autoregressive_runs_have_one_pass_and_do_not_speak_of_a_first(train, tmp_path, capsys):
+    run = train("ar", tmp_path / "x")
+    assert not {"first_pass", "by_level"} & {key for line in run.log() for key in line}
+    assert "first pass" not in capsys.readouterr().out
 
 
 def test_the_time_left_counts_days(train, tmp_path, monkeypatch, capsys):
