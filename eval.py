@@ -3,8 +3,9 @@
     python eval.py out/ar2diff_code --data=code --allow_code_execution
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
 
-What is needed to read a score is printed with it: standard error, shares of empty and of unfinished answers, decoding settings,
-network evaluations and seconds. Generated programs are executed only with --allow_code_execution, and only by sandbox.py.
+What is needed to read a score, and to get it again, is printed with it: the runs that trained the model, decoding settings,
+standard error, shares of empty and of unfinished answers, network evaluations and seconds. Generated programs are executed only
+with --allow_code_execution, and only by sandbox.py.
 """
 import json
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 import metrics
-from checkpoint import load_checkpoint
+from checkpoint import lineage, load_checkpoint
 from config import UserError, check, one_of, parse, run
 from data.dataset import pad_rows, read_meta
 from data.tasks import read_jsonl
@@ -76,8 +77,8 @@ def evaluate(config):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     check(config.n_examples is None or config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
-    trained_on = load_checkpoint(config.checkpoint)["config"]["data"]
-    path, meta = read_meta(config.data or trained_on)
+    checkpoint = load_checkpoint(config.checkpoint)
+    path, meta = read_meta(config.data or checkpoint["config"]["data"])
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer")
     metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
     check(metric != "code" or config.allow_code_execution,
@@ -104,7 +105,8 @@ def evaluate(config):
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
                 evaluations=facts["steps"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
                 seconds=facts["seconds"] / n_answers, options=writer.options, process=writer.process.name,
-                checkpoint=config.checkpoint, seed=config.seed, torch=torch.__version__, device=str(writer.device))
+                checkpoint=config.checkpoint, lineage=lineage(checkpoint), seed=config.seed, torch=torch.__version__,
+                device=str(writer.device), dtype=str(next(writer.model.parameters()).dtype).removeprefix("torch."))
 
 
 def write_predictions(path, examples, predictions):
@@ -119,7 +121,8 @@ def report(result):
     """Return the lines that describe a result."""
     options = ", ".join(f"{k} {v}" for k, v in result["options"].items())
     lines = [f"{result['checkpoint']} ({result['process']}; {options}; seed {result['seed']}) on {result['n']} "
-             f"{result['split']} examples of {result['data']}, torch {result['torch']}, {result['device']}"]
+             f"{result['split']} examples of {result['data']}, torch {result['torch']}, {result['device']}, {result['dtype']}",
+             f"  trained: {' -> '.join(result['lineage'])}"]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in result["scores"].items()]
     lines += [f"  empty {result['empty']:.1f} %, unfinished {result['unfinished']:.1f} %, input too long {result['too_long']}",
               f"  {result['evaluations']:.1f} network evaluations x {result['options']['n_samples']} samples, "
