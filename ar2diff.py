@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import build_model, describe, find_checkpoint, load_checkpoint, save_checkpoint, tokenizer_of
+from checkpoint import build_model, describe, find_checkpoint, lineage, load_checkpoint, save_checkpoint, tokenizer_of
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
 from model import INPUTS_ATTENTION, Transformer
@@ -34,8 +34,7 @@ def transfer(checkpoint, process):
             model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}
-    converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0,
-                  "history": [*checkpoint["history"], f"ar, {checkpoint['step']} steps on {checkpoint['config']['data']}"]}
+    converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}
     before, after = causal_logits(checkpoint), causal_logits(converted)
     check(torch.equal(before, after), "the logits under the causal pattern changed: the weights were not carried over exactly")
     report = [(name, tuple(tensor.shape), tensor.numel(), "copied" if name in checkpoint["model"] else "new")

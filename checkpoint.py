@@ -91,6 +91,12 @@ def describe(process):
     return {"name": process.name, **asdict(process)}
 
 
+def lineage(checkpoint):
+    """Return the runs that led to a checkpoint's weights, oldest first, its own last (one just converted has none yet)."""
+    own = f"{checkpoint['process']['name']}, {checkpoint['step']} steps on {checkpoint['config']['data']}"
+    return checkpoint["history"] + [own] * (checkpoint["step"] > 0)
+
+
 def process_of(checkpoint):
     """Return the process (an Autoregressive or one of diffusion.py) that a checkpoint was trained with."""
     options = dict(checkpoint["process"])

@@ -4,8 +4,9 @@
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
     python eval.py out/ar2diff --metric=bits                   # likelihood, on text too: its validation part
 
-What is needed to read a score is printed with it: standard error, shares of empty and of unfinished answers, decoding settings,
-network evaluations and seconds. Generated programs are executed only with --allow_code_execution, and only by sandbox.py.
+What is needed to read a score, and to get it again, is printed with it: the runs that trained the model, decoding settings,
+standard error, shares of empty and of unfinished answers, network evaluations and seconds. Generated programs are executed only
+with --allow_code_execution, and only by sandbox.py.
 """
 import json
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 
 import metrics
-from checkpoint import load_checkpoint
+from checkpoint import lineage, load_checkpoint
 from config import UserError, check, one_of, parse, run
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
@@ -74,31 +75,27 @@ def score(metric, predictions, examples, config):
     return metrics.code_scores(per_problem, [config.k]) | metrics.exact_scores(predictions, examples)
 
 
-def evaluate_bits(config, path, meta):
+def provenance(config, checkpoint, writer, path, split):
+    """Return what it takes to get a result again."""
+    return dict(checkpoint=config.checkpoint, lineage=lineage(checkpoint), process=writer.process.name, data=str(path),
+                split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device),
+                dtype=str(next(writer.model.parameters()).dtype).removeprefix("torch."))
+
+
+def evaluate_bits(config, checkpoint, path, meta):
     """Return a dict of bits per target token and per byte of config.checkpoint on a task's split, or on validation text."""
     check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
-    writer = load_writer(config.checkpoint, config)
+    writer, split, n_left_out = load_writer(config.checkpoint, config), "valid", 0
     if meta["kind"] == "text":
         data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len)
         n = config.n_examples or 256
         batches = [data.valid_batch(range(k, min(k + config.batch_size, n))) for k in range(0, n, config.batch_size)]
-        split, n_left_out = "valid", 0
     else:
-        examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+        split, examples = config.split, read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
         batches, n_left_out = task_batches(examples, writer, config.batch_size)
-        split = config.split
-    return bits(writer, batches, config.n_draws, config.seed)._asdict() | dict(
-        n_left_out=n_left_out, n_draws=config.n_draws, process=writer.process.name, checkpoint=config.checkpoint,
-        data=str(path), split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device))
-
-
-def report_bits(r):
-    """Return the lines that describe a result of evaluate_bits()."""
-    kind = "exact" if r["process"] == "ar" else f"upper bound, {r['n_draws']} noise levels each"
-    return [f"{r['checkpoint']} ({r['process']}; seed {r['seed']}) on {r['n']} {r['split']} sequences of {r['data']} "
-            f"({r['n_left_out']} too long), torch {r['torch']}, {r['device']}",
-            f"  {r['per_token'][0]:.4f} +- {r['per_token'][1]:.4f} bits per target token, "
-            f"{r['per_byte'][0]:.4f} +- {r['per_byte'][1]:.4f} per byte ({kind})"]
+    found = bits(writer, batches, config.n_draws, config.seed)
+    return found._asdict() | dict(n_left_out=n_left_out, n_draws=config.n_draws) | provenance(config, checkpoint, writer, path,
+                                                                                            split)
 
 
 def evaluate(config):
@@ -107,16 +104,16 @@ def evaluate(config):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     check(config.n_examples is None or config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
-    trained_on = load_checkpoint(config.checkpoint)["config"]["data"]
-    path, meta = read_meta(config.data or trained_on)
+    one_of("split", config.split, ("train", "valid", "test"))
+    checkpoint = load_checkpoint(config.checkpoint)
+    path, meta = read_meta(config.data or checkpoint["config"]["data"])
     if config.metric is not None:
         one_of("metric", config.metric, ("bits",))
-        return evaluate_bits(config, path, meta)
+        return evaluate_bits(config, checkpoint, path, meta)
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
     metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
     check(metric != "code" or config.allow_code_execution,
           "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
-    one_of("split", config.split, ("train", "valid", "test"))
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
     writer = load_writer(config.checkpoint, config)
     check(config.n_programs == 1 or writer.process.name != "ar" or writer.options["temperature"] > 0,
@@ -132,13 +129,15 @@ def evaluate(config):
     if config.out:
         write_predictions(config.out, examples, predictions)
     n, n_answers = len(examples), len(examples) * config.n_programs
-    return dict(scores=score(metric, predictions, examples, config), n=n, metric=metric, data=str(path), split=config.split,
+    answers = writer.tokenizer.encode_batch([text for texts in predictions for text in texts])
+    return dict(scores=score(metric, predictions, examples, config), n=n, metric=metric,
                 signature=metrics.bleu_signature(examples) if metric == "bleu" else None,
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
+                distinct_2=metrics.distinct_n(answers, 2),
                 evaluations=facts["steps"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
-                seconds=facts["seconds"] / n_answers, options=writer.options, process=writer.process.name,
-                checkpoint=config.checkpoint, seed=config.seed, torch=torch.__version__, device=str(writer.device))
+                seconds=facts["seconds"] / n_answers, options=writer.options,
+                **provenance(config, checkpoint, writer, path, config.split))
 
 
 def write_predictions(path, examples, predictions):
@@ -149,22 +148,30 @@ def write_predictions(path, examples, predictions):
         raise UserError(f"cannot write --out={path}: {error.strerror}") from error
 
 
-def report(result):
-    """Return the lines that describe a result."""
-    options = ", ".join(f"{k} {v}" for k, v in result["options"].items())
-    lines = [f"{result['checkpoint']} ({result['process']}; {options}; seed {result['seed']}) on {result['n']} "
-             f"{result['split']} examples of {result['data']}, torch {result['torch']}, {result['device']}"]
-    lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in result["scores"].items()]
-    lines += [f"  empty {result['empty']:.1f} %, unfinished {result['unfinished']:.1f} %, input too long {result['too_long']}",
-              f"  {result['evaluations']:.1f} network evaluations x {result['options']['n_samples']} samples, "
-              f"{result['seconds']:.4f} s per answer (decoding only, in batches)"]
-    return lines + ([f"  {result['signature']}"] if result["signature"] else [])
+def report(r):
+    """Return the lines that describe a result of evaluate() or evaluate_bits()."""
+    facts = f"on {r['n']} {r['split']} examples of {r['data']}, torch {r['torch']}, {r['device']}, {r['dtype']}"
+    trained = f"  trained: {' -> '.join(r['lineage'])}"
+    if "per_token" in r:
+        kind = "exact" if r["process"] == "ar" else f"upper bound, {r['n_draws']} noise levels each"
+        (per_token, error), (per_byte, byte_error) = r["per_token"], r["per_byte"]
+        return [f"{r['checkpoint']} ({r['process']}; seed {r['seed']}) {facts}", trained,
+                f"  {per_token:.4f} +- {error:.4f} bits per target token, {per_byte:.4f} +- {byte_error:.4f} per byte ({kind})",
+                f"  left out, too long: {r['n_left_out']}"]
+    options = ", ".join(f"{k} {v}" for k, v in r["options"].items())
+    lines = [f"{r['checkpoint']} ({r['process']}; {options}; seed {r['seed']}) {facts}", trained]
+    lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in r["scores"].items()]
+    lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "
+              f"distinct-2 {r['distinct_2']:.3f}",
+              f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, "
+              f"{r['seconds']:.4f} s per answer (decoding only, in batches)"]
+    return lines + ([f"  {r['signature']}"] if r["signature"] else [])
 
 
 def main(argv=None):
     config = parse(Config, argv)
     result = evaluate(config)
-    print("\n".join(report_bits(result) if config.metric == "bits" else report(result)))
+    print("\n".join(report(result)))
     return result | {"config": asdict(config)}
 
 

@@ -129,4 +129,13 @@ def code_scores(passed, ks):
     return _means({f"pass@{k}": [pass_at_k(len(row), sum(row), k) for row in passed] for k in ks})
 
 
+def distinct_n(sequences, n):
+    """Return the share of different n-grams among all n-grams of some token sequences (Li et al. 2016), 0 to 1; nan for none.
+
+    Low-temperature diffusion repeats itself; a score that does not see it, a likelihood say, wants this beside it.
+    """
+    ngrams = [tuple(sequence[i:i + n]) for sequence in sequences for i in range(len(sequence) - n + 1)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
+
+
 METRICS = {"bleu": translation_scores, "qa": qa_scores, "exact": exact_scores}  # "code" has to be run first: code_scores

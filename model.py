@@ -177,7 +177,7 @@ class Transformer(nn.Module):
     def init_weights(self):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
         # Not smaller: Adam moves the rows of all rare tokens alike, so tied rows that start at 0.02 soon look alike as inputs.
-        nn.init.normal_(self.embedding.weight, std=0.1)
+        nn.init.normal_(self.embedding.weight, std=0.09)
         for block in self.blocks:
             for linear in (block.qkv, block.mlp_in):
                 nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
@@ -250,4 +250,4 @@ class Transformer(nn.Module):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""
         # Tied rows echo the token that was fed, by a logit that grows with C: it would start base at twice log V. Scaled by 1/C
         # (muP's output multiplier, arXiv 2203.03466) loss and learning rate start alike at every width.
-        return F.linear(rms_norm(x) * (100 / x.size(-1)), self.embedding.weight)
+        return F.linear(rms_norm(x) * (128 / x.size(-1)), self.embedding.weight)

@@ -20,7 +20,7 @@ from data.dataset import Batch, pad_rows
 from diffusion import DECODER_OPTIONS
 from infill import draft_canvas, infill
 from noise import Noise
-from train_loop import pick_device
+from start import pick_device
 
 
 @dataclass

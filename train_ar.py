@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from autoregressive import Autoregressive
 from config import check, one_of, parse, run
 from model import ModelConfig
-from train_loop import LoopConfig, choose_tokenizer, origin_of, train
+from start import choose_tokenizer, origin_of
+from train_loop import LoopConfig, train
 
 
 @dataclass

@@ -12,7 +12,8 @@ from ar2diff import transfer
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
 from model import INPUTS_ATTENTION, ModelConfig
-from train_loop import LoopConfig, choose_tokenizer, origin_of, train
+from start import choose_tokenizer, origin_of
+from train_loop import LoopConfig, train
 
 
 @dataclass

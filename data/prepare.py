@@ -12,8 +12,6 @@ between documents, and meta.json. Validation is the last tenth of each source: u
 """
 import itertools
 import json
-import os
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -23,14 +21,14 @@ import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder, data/
-from config import UserError, check, one_of, parse, run
+from config import check, one_of, parse, run
+from data.folder import draft_of
 from data.tasks import TASKS, write_task
 from data.text import parse_sources, pieces
 from data.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
 N_PIECES = 16  # pieces tokenized together
-OURS = re.compile(r"meta\.json|(train|valid|test)\..*(bin|jsonl)")  # what --overwrite may delete
 
 
 @dataclass
@@ -111,29 +109,13 @@ def main(argv=None):
     for flag in TASK_FLAGS if config.name == "text" else TEXT_FLAGS:
         check(getattr(config, flag) == getattr(Config, flag), f"--{flag} has no meaning for {config.name!r}")
     out = Path(config.out).expanduser().resolve() if config.out else ROOT / "data" / "prepared" / config.name
-    if config.name != "text":
-        counts = write_task(config.name, out, config.from_dir or None, config.n_train, config.seed, config.langs,
-                            config.overwrite)
-        print(", ".join(f"{count:,} {split}" for split, count in counts.items()), "examples in", out)
-        return
-    # Everything goes to a folder beside `out`, renamed at the end: `out` is complete, or as it was before.
-    draft, old = out.with_name(f"{out.name}.{os.getpid()}.tmp"), out.with_name(f"{out.name}.{os.getpid()}.old")
-    try:
-        there = [path.name for path in out.iterdir()] if out.exists() else []
-        foreign = [name for name in there if not OURS.fullmatch(name)]
-        check(not foreign, f"{out} holds more than prepared data ({min(foreign, default='')}); choose another --out")
-        check(config.overwrite or not there, f"{out} is not empty; pass --overwrite to replace it, or another --out")
-        draft.mkdir(parents=True)
-        write_text(draft, config)
-        if out.exists():
-            out.rename(old)
-        draft.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
+    if config.name == "text":
+        with draft_of(out, config.overwrite) as draft:
+            write_text(draft, config)
         print(f"wrote {out}")
-    except OSError as error:
-        raise UserError(f"cannot prepare {out} ({error}); nothing was left behind") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        return
+    counts = write_task(config.name, out, config.from_dir or None, config.n_train, config.seed, config.langs, config.overwrite)
+    print(", ".join(f"{count:,} {split}" for split, count in counts.items()), "examples in", out)
 
 
 if __name__ == "__main__":

@@ -9,14 +9,13 @@ train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the m
 """
 import itertools
 import json
-import os
 import random
-import shutil
 from functools import partial
 from pathlib import Path
 
 from config import UserError, check, one_of
 from data import synthetic
+from data.folder import draft_of
 from data.originals import ADDRESS, find, lines
 
 TASKS = {
@@ -80,39 +79,21 @@ def _fault(example):
 # ---- writing -----------------------------------------------------------------------------------------------------------
 
 def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwrite=False):
-    """Write the folder of a task and return {split: number of examples}; n_train > 0 limits the first, at random.
-
-    Everything goes to a folder beside `out` that is renamed at the end: what fails on the way leaves `out` as it was.
-    """
+    """Write the folder of a task and return {split: number of examples}; n_train > 0 limits the first, at random."""
     one_of("task", name, TASKS)
     check(n_train >= 0, f"n_train={n_train} must be 0 (all) or more")
-    out = Path(out).resolve()
-    old = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    check(not out.is_file(), f"{out} is a file; --out names a folder")
-    check(overwrite or not old, f"{out} is not empty; pass --overwrite to replace it, or another --out")
-    foreign = old - {"meta.json", *(f"{split}.jsonl" for split in SPLITS)}
-    check(not foreign, f"{out} holds more than a task ({min(foreign, default='')}); not deleting that, pass another --out")
-    if name in synthetic.TASKS:
-        sizes = {**SYNTHETIC_SIZES, "train": n_train or SYNTHETIC_SIZES["train"]}
-        splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
-    else:
-        splits = _LOADERS[name](from_dir, langs)
-        splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
-    meta = {"kind": "task", "name": name, **_META[name]}
-    draft = out.with_name(f"{out.name}.{os.getpid()}.tmp")
-    try:
-        draft.mkdir(parents=True)
-        meta["counts"] = {split: _write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
-        check(all(meta["counts"].values()), f"{name}: an original file has no example: {meta['counts']}")
+    with draft_of(Path(out).resolve(), overwrite) as draft:
+        if name in synthetic.TASKS:
+            sizes = {**SYNTHETIC_SIZES, "train": n_train or SYNTHETIC_SIZES["train"]}
+            splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
+        else:
+            splits = _LOADERS[name](from_dir, langs)
+            splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
+        counts = {split: _write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
+        check(all(counts.values()), f"{name}: an original file has no example: {counts}")
+        meta = {"kind": "task", "name": name, **_META[name], "counts": counts}
         (draft / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(draft, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error}); nothing was left behind") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return meta["counts"]
+    return counts
 
 
 def _write_jsonl(path, examples):

@@ -67,9 +67,9 @@ def main(argv=None):
     config = parse(Config, argv)
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     models, rows = config.models.split(","), []
-    head = f"{'process':10s} {'decoder':26s} {'n_steps':>7s} {'score %':>8s} {'+-':>5s} {'evaluations':>11s} {'s/example':>9s} " \
-           f"{'distinct-2':>10s}"
-    lines = [f"n = {config.n_examples} test examples, 8 samples each, best by model score", head]
+    lines = [f"n = {config.n_examples} test examples, 8 samples each, best by model score",
+             f"{'process':10s} {'decoder':24s} {'n_steps':>7s} {'score %':>8s} {'+-':>5s} {'evaluations':>11s}"
+             f" {'s/example':>9s} {'distinct-2':>10s}"]
     print("\n".join(lines))
     for path in models:
         process = process_of(load_checkpoint(path))
@@ -79,8 +79,8 @@ def main(argv=None):
                 score, error = next(iter(r["scores"].values()))
                 rows.append(dict(process=process.name, model=path, decoder=decoder, n_steps=n_steps, score=score, error=error,
                                  evaluations=r["evaluations"], seconds=r["seconds"], distinct_2=r["distinct_2"]))
-                lines.append(f"{process.name:10s} {decoder:26s} {n_steps:7d} {score:8.1f} {error:5.1f} {r['evaluations']:11.1f} "
-                             f"{r['seconds']:9.4f} {r['distinct_2']:10.3f}")
+                lines.append(f"{process.name:10s} {decoder:24s} {n_steps:7d} {score:8.1f} {error:5.1f} {r['evaluations']:11.1f}"
+                             f" {r['seconds']:9.4f} {r['distinct_2']:10.3f}")
                 print(lines[-1], flush=True)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)

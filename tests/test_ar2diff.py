@@ -158,7 +158,7 @@ def test_the_embedding_stays_tied_when_training_goes_on(train, ar_run, tmp_path)
     model, seen = build_model(run.checkpoint()).eval(), []
     model.blocks[-1].register_forward_hook(lambda _, __, out: seen.append(out[0]))
     logits = model.decode(torch.randint(256, (2, 7)), model.encode(torch.randint(256, (2, 8))), "bidirectional")
-    by_hand = 100 / 16 * F.rms_norm(seen[-1], seen[-1].shape[-1:]) @ after["embedding.weight"].T
+    by_hand = 128 / 16 * F.rms_norm(seen[-1], seen[-1].shape[-1:]) @ after["embedding.weight"].T
     assert (logits - by_hand).abs().max() < 1e-5
 
 

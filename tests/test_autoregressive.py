@@ -21,7 +21,7 @@ PROCESS = Autoregressive(START, EOS, PAD)
 def tiny_model(seed=0, vocab_size=V):
     torch.manual_seed(seed)
     model = Transformer(vocab_size, n_layer=2, width=16, n_head=2).eval()
-    torch.nn.init.normal_(model.embedding.weight, std=0.064)  # logits far from zero: likely and unlikely tokens
+    torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: likely and unlikely tokens
     with torch.no_grad():
         for block in model.blocks:  # and more than an echo of the token that is fed
             block.attention_out.weight *= 20
@@ -145,7 +145,7 @@ def test_micro_batches_average_to_the_loss_and_gradient_of_the_batch():
     model.zero_grad()
     for half in (slice(0, 2), slice(2, 4)):
         (PROCESS.loss(model, Batch(*(x[half] for x in batch)), None).total / 2).backward()
-    assert max((p.grad - g).abs().max() for p, g in zip(model.parameters(), whole)) < 1e-6
+    assert max((p.grad - g).abs().max() for p, g in zip(model.parameters(), whole)) < 4e-6  # gradients of about 1
 
 
 # ---- decoding ----

@@ -110,6 +110,19 @@ def test_two_evaluations_agree_and_another_seed_does_not(diff_run, tmp_path):
     assert predictions(0, "a") == predictions(0, "b") != predictions(1, "c")
 
 
+def test_a_score_tells_which_runs_trained_the_model_and_in_what_precision_it_was_taken(train, ar_run, task, tmp_path, capsys):
+    one = train("diff", tmp_path / "one", f"--init_from={ar_run.folder}", "--steps=2")
+    train("diff", one.folder, "--steps=3", "--resume")  # still one run
+    two = train("diff", tmp_path / "two", f"--init_from={one.folder}", "--steps=1")
+    result = score(two.folder)
+    assert result["lineage"] == [f"ar, 4 steps on {task}", f"uniform, 3 steps on {task}", f"uniform, 1 steps on {task}"]
+    shown = capsys.readouterr().out
+    assert f"\n  trained: {' -> '.join(result['lineage'])}\n" in shown
+    assert f"torch {torch.__version__}, cpu, float32\n" in shown and result["dtype"] == "float32"
+    ar2diff.main([str(ar_run.folder), str(tmp_path / "as_it_is")])  # AR2Diff_0: converted, not trained
+    assert score(tmp_path / "as_it_is")["lineage"] == [f"ar, 4 steps on {task}"]
+
+
 def test_n_examples_takes_the_first(ar_run, task, tmp_path):
     score(ar_run.folder, "--n_examples=2", "--split=valid", f"--out={tmp_path / 'x'}")
     rows = [json.loads(line)["input"] for line in (tmp_path / "x").read_text(encoding="utf-8").splitlines()]

@@ -54,7 +54,7 @@ def test_bits_of_diffusion_do_not_depend_on_the_batch_size_and_say_that_they_are
     one, all_ = (score(run.folder, "--n_draws=3", f"--batch_size={n}") for n in (1, 5))
     assert one["per_token"] == pytest.approx(all_["per_token"], rel=1e-5) and one["per_token"][0] > 0
     said = capsys.readouterr().out
-    assert "upper bound, 3 noise levels each" in said and f"({process}; seed 0) on 5 test sequences" in said
+    assert "upper bound, 3 noise levels each" in said and f"({process}; seed 0) on 5 test examples" in said
     writer = load_writer(run.folder, DecodeConfig())
     batches, _ = task_batches(read_jsonl(f"{one['data']}/test.jsonl"), writer, 5)
     by_hand = writer.process.bound(writer.model, batches[0], Noise(0, "valid", 0, range(5)), 3).sum().item() / math.log(2)

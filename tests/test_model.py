@@ -25,7 +25,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 def tiny_model(seed=0, dropout=0.0):
     torch.manual_seed(seed)
     model = Transformer(V, n_layer=2, width=16, n_head=2, dropout=dropout).eval()
-    torch.nn.init.normal_(model.embedding.weight, std=0.064)  # logits far from zero: a wrong one shows
+    torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: a wrong one shows
     return model
 
 
@@ -87,7 +87,7 @@ def reference_logits(model, inputs, y, seen, pad_mask=None):
             heads.append(e / e.sum(-1, keepdims=True) @ v[..., part])
         x = x + np.concatenate(heads, axis=-1) @ weight("attention_out")
         x = x + np.maximum(norm(x) @ weight("mlp_in"), 0) ** 2 @ weight("mlp_out")
-    return (norm(x) * 100 / x.shape[-1] @ weights["embedding.weight"].T)[:, inputs.shape[1]:]
+    return (norm(x) * 128 / x.shape[-1] @ weights["embedding.weight"].T)[:, inputs.shape[1]:]
 
 
 # ---- what sees what ----
@@ -296,14 +296,14 @@ def test_impossible_sizes_are_user_errors(size):
 
 @pytest.mark.parametrize("size", ["4x96x3", "tiny", "mini", "base"])
 def test_an_untrained_model_of_any_width_starts_near_log_v(size):
-    """Without the factor 1/C in logits() base starts at 14.6 nats above 8.3: every slot echoes the token that it was fed."""
+    """Without the factor 1/C in logits() base starts at 14.6 nats, 6.3 above: every slot echoes the token that it was fed."""
     n_layer, width, n_head = shape_of(size)
     torch.manual_seed(0)
     model = Transformer(4096, n_layer, width, n_head)
     with torch.no_grad():
         logits = model.decode(torch.randint(4096, (4, 16)), model.encode(torch.randint(4096, (4, 16))), "bidirectional")
     loss = F.cross_entropy(logits.flatten(0, 1), torch.randint(4096, (4 * 16,)))
-    assert -0.5 < loss - math.log(4096) < 1
+    assert -0.5 < loss - math.log(4096) < 1.5
 
 
 def test_dropout_acts_in_training_only():

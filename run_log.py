@@ -1,0 +1,93 @@
+"""What a run tells: sums of its losses, lines on the terminal, and metrics.jsonl for plots."""
+import json
+import math
+from contextlib import suppress
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from config import UserError
+
+N_LEVELS = 5  # noise levels in the log: t in [0, 0.2), [0.2, 0.4), ...
+
+
+class Tally:
+    """Sums of losses over sequences, in all and per noise level; they stay on the device and are read out once a log line."""
+
+    def __init__(self, device):
+        self.sums = torch.zeros(2, 1 + N_LEVELS, device=device)  # losses; sequences. Column 0: in all, then one per noise level
+
+    def add(self, losses):
+        n = len(losses.per_sequence)  # a mean over n sequences weighs n, so micro-batches may differ in size
+        self.sums[0, 0] += n * losses.total.detach()
+        self.sums[1, 0] += n
+        if losses.t is not None:
+            column = 1 + (losses.t * N_LEVELS).long().clamp(max=N_LEVELS - 1)
+            self.sums.index_add_(1, column, torch.stack([losses.per_sequence, torch.ones_like(losses.per_sequence)]))
+
+    def summary(self, world):
+        """Return the means over the sequences of all ranks: {loss} and, for diffusion, {first_pass, by_level}.
+
+        The loss is the sum of all passes; the first pass alone compares with log V: its mean, and that per level, nan if empty.
+        """
+        if world > 1:
+            dist.all_reduce(self.sums)
+        (total, *by_level), (n, *counts) = self.sums.tolist()
+        if not any(counts):
+            return {"loss": total / n}
+        return {"loss": total / n, "first_pass": sum(by_level) / n,
+                "by_level": [s / count if count else math.nan for s, count in zip(by_level, counts)]}
+
+
+class RunLog:
+    """A progress bar, the lines above it, and metrics.jsonl: an object per line. All ranks but the first are silent."""
+
+    def __init__(self, path, config, first_step, tokens_per_step, enabled):
+        self.path, self.steps, self.tokens_per_step, self.enabled = path, config.steps, tokens_per_step, enabled
+        self.bar = tqdm(total=config.steps, initial=first_step, disable=None if enabled else True, leave=False)
+        if enabled and path.exists():
+            self.cut(first_step)
+
+    def cut(self, step):
+        """Drop what a stopped run had written past the checkpoint that is resumed, or all of a run that left no checkpoint."""
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines() if step else []:
+            with suppress(ValueError):  # the last line of a killed run may be torn
+                kept += [line + "\n"] * (json.loads(line)["step"] <= step)
+        self.path.write_text("".join(kept), encoding="utf-8")
+
+    def say(self, text):
+        """Print a line without tearing the progress bar, where there is one."""
+        if self.enabled:
+            (print if self.bar.disable else self.bar.write)(text)
+
+    def train(self, step, summary, lr, norm, seconds):
+        """Tell the losses of the steps since the last line, the last gradient norm, and the seconds a step took."""
+        self.say(f"step {step:6d}/{self.steps} | {losses_text(summary)} | norm {norm:.2f} | lr {lr:.2e} | "
+                 f"{1000 * seconds:.0f} ms | {self.tokens_per_step / seconds:,.0f} tokens/s | "
+                 f"{timedelta(seconds=round(seconds * (self.steps - step)))} left")
+        self.write(step=step, lr=lr, norm=norm, seconds_per_step=seconds, **summary)
+
+    def valid(self, step, summary):
+        """Tell the losses of a validation."""
+        levels = "".join(f" {x:.2f}" for x in summary.get("by_level", []))
+        self.say(f"valid {step:5d}/{self.steps} | {losses_text(summary)}" + (f" | by noise level{levels}" if levels else ""))
+        self.write(step=step, split="valid", **summary)
+
+    def write(self, **values):
+        if not self.enabled:
+            return
+        if "by_level" in values:  # JSON has no nan
+            values["by_level"] = [None if math.isnan(x) else x for x in values["by_level"]]
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}; ckpt.pt beside it can be resumed") from error
+
+
+def losses_text(summary):
+    first_pass = f" | first pass {summary['first_pass']:.4f}" if "first_pass" in summary else ""
+    return f"loss {summary['loss']:.4f}{first_pass}"

@@ -1,0 +1,133 @@
+"""What a run checks and settles before its first step: flags, canvas, device, ranks, origin, tokenizer, model, out_dir.
+
+Whatever is wrong is one UserError that names the flag, raised before anything is trained or overwritten.
+"""
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
+from config import UserError, check, one_of
+from data.dataset import read_meta
+from data.tokenizer import load_tokenizer
+from model import Transformer, shape_of
+
+
+def check_config(config):
+    """Raise UserError for the first flag that makes no sense."""
+    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every"):
+        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    for name in ("warmup", "eval_sequences", "weight_decay"):
+        check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
+    check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
+    check(0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
+    check(0 <= config.beta2 < 1, f"--beta2={config.beta2} must be in [0, 1)")
+    check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
+    check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
+    check(config.input_len is None or config.input_len >= 0, f"--input_len={config.input_len} must not be negative")
+    check(config.target_len is None or config.target_len >= 1, f"--target_len={config.target_len} must be at least 1")
+    one_of("schedule", config.schedule, ("cosine", "constant"))
+    one_of("too_long", config.too_long, ("error", "drop"))
+    one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
+    one_of("compile", config.compile, ("auto", "yes", "no"))
+
+
+def canvas(config):
+    """Return (input_len, target_len): the flags, else what the data folder recommends, else 64 + 64."""
+    _, meta = read_meta(config.data)
+    input_len = meta.get("input_len", 64) if config.input_len is None else config.input_len
+    return input_len, meta.get("target_len", 64) if config.target_len is None else config.target_len
+
+
+def pick_device(name):
+    """Return the torch.device for auto, cpu, cuda or mps. Raises UserError for one that this machine lacks."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    one_of("device", name, ["auto", *available])
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
+    check(available[name], f"--device={name}: this machine has none, or this torch was built without it; --device=auto chooses")
+    return torch.device(name)
+
+
+def start_ranks(config):
+    """Return (rank, world, device), joining the process group when started by torchrun."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    device = pick_device(config.device)
+    check(config.batch_size % world == 0, f"--batch_size={config.batch_size} is not divisible by {world} ranks")
+    per_rank = config.batch_size // world
+    micro = min(config.micro_batch_size, per_rank)
+    check(per_rank % micro == 0, f"--batch_size={config.batch_size} over {world} rank(s) is not divisible by "
+                                 f"--micro_batch_size={micro}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if world == 1:
+        return 0, 1, device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), world, device
+
+
+def origin_of(config):
+    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None."""
+    if config.resume:
+        return load_checkpoint(Path(config.out_dir) / "ckpt.pt")
+    return load_checkpoint(config.init_from) if config.init_from else None
+
+
+def choose_tokenizer(config, origin):
+    """Return the tokenizer: that of the checkpoint, the one named, that of the text folder, or bpe, in this order."""
+    if origin:
+        tokenizer = tokenizer_of(origin)
+        check(config.tokenizer in (None, tokenizer.name),
+              f"tokenizer mismatch: --tokenizer={config.tokenizer}, but the checkpoint was trained with {tokenizer.name!r}")
+        return tokenizer
+    _, meta = read_meta(config.data)
+    return load_tokenizer(config.tokenizer or meta.get("tokenizer", "bpe"))
+
+
+def start_model(config, process, tokenizer, origin, device):
+    """Return the model of the checkpoint `origin`, or without one a fresh model of --size (default: tiny)."""
+    if origin is None:
+        n_layer, width, n_head = shape_of(config.size or "tiny")
+        return Transformer(tokenizer.vocab_size, n_layer, width, n_head, process.vector_width, config.dropout).to(device)
+    shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
+    check(config.size is None or shape_of(config.size) == shape,
+          f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
+    return build_model(origin, device, config.dropout)
+
+
+# Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
+# prolong a run, but also stretch the cosine, so the learning rate rises again.
+FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
+
+
+def open_out_dir(config, process, origin):
+    """Return out_dir as a Path: it can be written, nothing in it will be lost, and --resume goes on with the same run."""
+    out_dir, path = Path(config.out_dir), Path(config.out_dir) / "ckpt.pt"
+    check(config.resume or not (path.exists() or (out_dir / "best.pt").exists()),
+          f"{out_dir} already holds a run; continue it with --resume, or choose another --out_dir")
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        (out_dir / "metrics.jsonl").open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
+    if not config.resume:
+        return out_dir
+    check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
+    check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
+    now, then = asdict(config), origin["config"]
+    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
+    changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
+    check(not changed, f"resuming would not be the same run: {changes}")
+    check(config.steps > origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
+    return out_dir
+
+
+def best_loss(path):
+    """Return the validation loss of best.pt, infinity if there is none yet."""
+    return load_checkpoint(path)["best"] if path.exists() else math.inf

@@ -1,0 +1,102 @@
+"""start.py: whatever is wrong is refused in one line before the first step, and nothing that was there is lost."""
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from checkpoint import save_checkpoint
+from config import UserError
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--steps=0"], "--steps=0 must be at least 1"), (["--log_every=0"], "--log_every=0 must be at least 1"),
+    (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--eval_every=-1"], "--eval_every=-1 must be at least 1"),
+    (["--batch_size=6", "--micro_batch_size=4"], "--batch_size=6 over 1 rank.* not divisible by --micro_batch_size=4"),
+    (["--warmup=-1"], "--warmup=-1 must not be negative"), (["--seed=-1"], "--seed=-1 must be at least 0"),
+    (["--seed=20241124123456"], "--seed=20241124123456 must be .* below 2.32"),
+    (["--lr=0"], "--lr=0.0 must be above 0"), (["--lr=nan"], "--lr=nan must be above 0"),
+    (["--beta2=1"], "--beta2=1.0 must be in"), (["--grad_clip=0"], "--grad_clip=0.0 must be above 0"),
+    (["--dropout=1"], "--dropout=1.0 must be in"), (["--schedule=cosin"], "did you mean 'cosine'"),
+    (["--dtype=float16"], "float32, bfloat16"), (["--device=tpu"], "auto, cpu, cuda, mps"),
+    (["--too_long=dorp"], "did you mean 'drop'"), (["--inputs_attention=casual"], "did you mean 'causal'"),
+    (["--size=huge"], "LAYERSxWIDTHxHEADS"), (["--size=2x16x3"], "multiple of twice the number of heads, 6"),
+    (["--tokenizer=byte"], "did you mean 'bytes'"), (["--target_len=0"], "--target_len=0 must be at least 1"),
+    (["--input_len=2"], r"train.jsonl: \d+ of 30 examples do not fit .*--input_len=2"),
+    (["--target_len=3"], r"train.jsonl: \d+ of 30 examples do not fit .*--target_len=3"),
+    (["--data=nowhere"], "no data folder 'nowhere'.*python data/prepare.py nowhere"),
+    (["--init_from=nowhere"], "no checkpoint at nowhere"),
+    (["--init_from={ar}", "--tokenizer=bpe"], "tokenizer mismatch: --tokenizer=bpe"),
+    (["--init_from={ar}", "--size=1x16x2"], "--size=1x16x2 differs from the checkpoint"),
+    (["--stpes=3"], "did you mean --steps")])
+def test_a_wrong_flag_is_refused_in_one_line_and_nothing_is_trained(train, ar_run, tmp_path, flags, message):
+    for kind in ("ar", "diff"):
+        with pytest.raises(UserError, match=message) as caught:
+            train(kind, tmp_path / "x", *(flag.format(ar=ar_run.folder) for flag in flags))
+        assert "\n" not in str(caught.value)
+        assert not list(tmp_path.rglob("*.pt"))
+
+
+@pytest.mark.parametrize("flags, message", [(["--n_unroll=0"], "--n_unroll=0 must be at least 1"),
+                                            (["--unroll_temperature=-1"], "--unroll_temperature=-1.0 must not be negative")])
+def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        train("diff", tmp_path / "x", *flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_refused(train, tmp_path):
+    with pytest.raises(UserError, match="--device=cuda: this machine has none"):
+        train("ar", tmp_path / "x", "--device=cuda")
+
+
+def test_text_tokenized_for_another_model_is_refused(train, text, ar_run, tmp_path):
+    with pytest.raises(UserError, match="tokenized with 'bytes'.* model uses 'bpe'"):
+        train("ar", tmp_path / "x", f"--data={text}", "--tokenizer=bpe")
+
+
+def test_an_existing_run_is_neither_overwritten_nor_continued_by_accident(train, ar_run, tmp_path):
+    run = type(ar_run)(tmp_path / "copy")
+    shutil.copytree(ar_run.folder, run.folder)
+    before = run.files()
+    for kind in ("ar", "diff"):
+        with pytest.raises(UserError, match="already holds a run; continue it with --resume, or choose another --out_dir"):
+            train(kind, run.folder)
+    assert run.files() == before
+
+
+def test_an_out_dir_that_cannot_be_written_is_refused_at_the_start(train, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    for folder in (tmp_path / "file", tmp_path / "file" / "x"):
+        with pytest.raises(UserError, match="cannot write to --out_dir="):
+            train("ar", folder)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+    def denied(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(Path, "mkdir", denied)  # root may write anywhere, so chmod would prove nothing
+    with pytest.raises(UserError, match="cannot write to --out_dir=.*Permission denied"):
+        train("ar", tmp_path / "x")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--lr=0.5"], "not be the same run: --lr was 0.001, is 0.5"), (["--steps=4"], "at step 4 already.* raise --steps"),
+    (["--steps=9", "--batch_size=4"], "--batch_size was 8, is 4"), (["--tokenizer=bpe"], "tokenizer mismatch")])
+def test_resuming_something_else_is_refused(train, ar_run, tmp_path, flags, message):
+    run = type(ar_run)(tmp_path / "copy")
+    shutil.copytree(ar_run.folder, run.folder)
+    before = run.files()
+    with pytest.raises(UserError, match=message):
+        train("ar", run.folder, "--steps=5", "--resume", *flags)
+    with pytest.raises(UserError, match="is a run of .*'ar'"):
+        train("diff", run.folder, "--steps=5", "--resume")
+    assert run.files() == before
+
+
+def test_resuming_without_a_checkpoint_or_without_optimizer_state_is_refused(train, ar_run, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        train("ar", tmp_path / "none", "--resume")
+    save_checkpoint(tmp_path / "x" / "ckpt.pt", {k: v for k, v in ar_run.checkpoint().items() if k != "optimizer"})
+    with pytest.raises(UserError, match="no optimizer state; start from it with --init_from"):
+        train("ar", tmp_path / "x", "--resume", "--steps=9")
