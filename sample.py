@@ -102,6 +102,7 @@ def load_writer(path, config, target_len=None):
     """Load a checkpoint and check the decoding flags against its process. Raises UserError."""
     checkpoint = load_checkpoint(path)
     process, tokenizer, device = process_of(checkpoint), tokenizer_of(checkpoint), pick_device(config.device)
+    device = torch.device("cpu") if device.type == "mps" else device  # samplers and bounds compute in float64, MPS has none
     options = decode_options(config, process)
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
