@@ -150,7 +150,7 @@ class Scripted:
 
     def decode(self, y, context, attention, extend=False):
         assert context is self and attention == "bidirectional" and not extend
-        assert y.dtype in (torch.int64, torch.float32)  # tokens, or vectors
+        assert y.dtype == torch.int64 or y.is_floating_point()  # tokens, or vectors
         self.fed.append(y.detach().clone())
         self.given.append(self.script(y))
         return self.given[-1]
