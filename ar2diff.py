@@ -18,6 +18,7 @@ from diffusion import PROCESSES, new_process
 from model import INPUTS_ATTENTION, Transformer
 
 
+@torch.random.fork_rng(devices=[])  # whatever is drawn here, the caller's generator is left alone
 def transfer(checkpoint, process):
     """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
 
@@ -29,9 +30,8 @@ def transfer(checkpoint, process):
     check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
     shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
     if process.vector_width:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(checkpoint["config"]["seed"])
-            model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
+        torch.default_generator.manual_seed(checkpoint["config"]["seed"])
+        model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}
     converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}

@@ -206,7 +206,7 @@ class Absorbing:
         ancestral: reveal each token with probability (t - s) / t, which samples what bound() measures; remask in (0, 1] also
         masks decided tokens again, with that share of the largest probability that keeps q(x_t) (ReMDM, arXiv 2503.00307).
         block_len > 0 finishes blocks of so many positions from left to right (the first two decoders).
-        Score: cross-entropy of each token when it was revealed.
+        Score: mean cross-entropy of the tokens that were revealed, each when it was.
         """
         context, noise, x0, frozen = begin(self, model, batch, noise, n_samples, frozen)
         T, device = x0.size(1), x0.device
@@ -214,7 +214,7 @@ class Absorbing:
         xt = torch.where(frozen, x0, xt)                                                 # (B * n_samples, T)
         n_masked = (xt == self.mask).sum(dim=1, keepdim=True)                            # (B * n_samples, 1)
         block = torch.arange(T, device=device) // (block_len or T)                       # (T,)
-        drafts, score = [], torch.zeros(xt.shape, device=device)
+        drafts, score = [], torch.full(xt.shape, torch.nan, device=device)               # nan: a token that was given
         for i in range(n_steps):
             t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
             masked = xt == self.mask
@@ -227,19 +227,19 @@ class Absorbing:
                 reveal = order < masked.sum(dim=1, keepdim=True) - (n_masked * (n_steps - i - 1)) // n_steps
             elif decoder == "threshold":
                 current = block == torch.where(masked, block, T).amin(dim=1, keepdim=True)
-                reveal = (current & (nats <= -math.log(threshold))) | (order == 0) | (i + 1 == n_steps)
+                reveal = (current & ((-nats).exp() >= threshold)) | (order == 0)
             else:
                 sigma = remask * min(1.0, s / (1 - t)) if t < 1 else 0.0                 # ReMDM's "rescale"
                 u = noise.uniform(T).to(device)
                 reveal = u < ((1 - s) - (1 - sigma) * (1 - t)) / t
                 decided = ~masked & ~frozen & (u < sigma)
-            reveal = reveal & masked
+            reveal = masked & (reveal | (i + 1 == n_steps))  # whatever rounding says, the last step leaves no MASK
             xt = torch.where(reveal, guess, xt).masked_fill(decided, self.mask)
-            score = torch.where(reveal, nats, score).masked_fill(decided, 0.0)
+            score = torch.where(reveal, nats, score).masked_fill(decided, torch.nan)
             drafts.append(xt)
             if not remask and not (xt == self.mask).any():
                 break
-        yield from best_of(drafts, score.mean(dim=1), n_samples)
+        yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)  # inf: nothing was revealed
 
     @torch.no_grad()
     def bound(self, model, batch, noise, n_draws):

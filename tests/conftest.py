@@ -1,14 +1,18 @@
-"""Tiny data and tiny runs that several test files share, all made by the project's own scripts in this process."""
+"""What several test files share: mock models, and tiny data and runs made by the project's own scripts in this process."""
 import json
 import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import train_ar
 import train_diff
 from checkpoint import load_checkpoint
 from data import prepare
+from data.dataset import Batch
+from model import Transformer
+from noise import Noise
 
 torch.set_num_threads(1)  # a second thread only slows tiny matrices down
 SCRIPTS = {"ar": train_ar, "diff": train_diff}
@@ -76,3 +80,98 @@ def ar_run(train, tmp_path_factory):
 @pytest.fixture(scope="session")
 def diff_run(train, tmp_path_factory):
     return train("diff", tmp_path_factory.mktemp("runs") / "diff")
+
+
+# ---- models and batches for the tests of the diffusion processes ----
+
+V, S, T = 16, 4, 6
+EOS, PAD, MASK = 9, 10, 11  # text is 0-8, uniform noise draws from 0-10, ids 11-15 stand for MASK, sentinels and unused ones
+
+
+def tiny_model(seed=0, vector_width=0):
+    torch.manual_seed(seed)
+    model = Transformer(V, n_layer=2, width=16, n_head=2, vector_width=vector_width).eval()
+    torch.nn.init.normal_(model.embedding.weight, std=0.064)  # logits far from zero: likely and unlikely tokens
+    with torch.no_grad():
+        for block in model.blocks:  # and more than an echo of the token that is fed
+            block.attention_out.weight *= 20
+            block.mlp_out.weight *= 10
+    return model
+
+
+def ragged_batch(lengths=(4, 2, 0, 3), seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    pad_mask = torch.arange(S)[None] < S - torch.tensor(lengths)[:, None]
+    inputs, targets = (torch.randint(9, (len(lengths), n), generator=rng) for n in (S, T))
+    return Batch(inputs.masked_fill(pad_mask, PAD), pad_mask, targets)
+
+
+def targets_only(x0):
+    """Return a batch without inputs."""
+    return Batch(x0[:, :0], None, x0)
+
+
+def row(batch, b):
+    """Return row b alone, and without its padding."""
+    n_pad = int(batch.pad_mask[b].sum())
+    return Batch(batch.inputs[b:b + 1, n_pad:], None, batch.targets[b:b + 1])
+
+
+def train_noise(batch, step=0):
+    return Noise(0, "train", step, range(len(batch.targets)))
+
+
+class Vectors:
+    """Stands in for model.NoisyVectors: the vector of token i is the i-th unit vector. It keeps what it was given."""
+
+    def __init__(self):
+        self.table = torch.nn.Embedding.from_pretrained(torch.eye(V))
+        self.x_hat, self.level = [], []
+
+    def __call__(self, z, x_hat, level):
+        self.x_hat.append(x_hat.clone())
+        self.level.append(level.clone())
+        return z
+
+
+class Scripted:
+    """A model without weights: logits(y) -> (B, T, V). It keeps what it was given and what it gave."""
+
+    def __init__(self, logits):
+        self.script, self.encoded, self.fed, self.given = logits, [], [], []
+        self.noisy = Vectors()
+
+    def encode(self, inputs, pad_mask=None, attention="causal"):
+        self.encoded.append((inputs.clone(), pad_mask, attention))
+        return self
+
+    def repeat(self, n):
+        return self
+
+    def decode(self, y, context, attention, extend=False):
+        assert context is self and attention == "bidirectional" and not extend
+        assert y.dtype == torch.int64 or y.is_floating_point()  # tokens, or vectors
+        self.fed.append(y.detach().clone())
+        self.given.append(self.script(y))
+        return self.given[-1]
+
+
+class Spy(Scripted):
+    """A real model, watched."""
+
+    def __init__(self, model):
+        super().__init__(None)
+        self.model, self.noisy = model, model.noisy
+
+    def encode(self, inputs, pad_mask=None, attention="causal"):
+        super().encode(inputs, pad_mask, attention)
+        return self.model.encode(inputs, pad_mask, attention)
+
+    def decode(self, y, context, attention, extend=False):
+        self.script = lambda y: self.model.decode(y, context, attention)
+        return super().decode(y, self, attention, extend)
+
+
+def oracle(x0):
+    """A model that knows the answer: one-hot logits on x0 (B, T), or on that of its input for each of n samples."""
+    return Scripted(lambda y: 100.0 * F.one_hot(x0.repeat_interleave(len(y) // len(x0), dim=0), V))

@@ -12,20 +12,25 @@ from autoregressive import Autoregressive
 from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
 from config import UserError
 from data.dataset import open_data
-from diffusion import Uniform
+from diffusion import Absorbing, Gaussian, Uniform
 from model import Transformer
 from noise import Noise
 
-UNIFORM = Uniform(258)
+UNIFORM, ABSORBING, GAUSSIAN = Uniform(258), Absorbing(258), Gaussian(5)
+NEW = {"noisy.table.weight", "noisy.vectors_in.weight", "noisy.level_in.weight"}  # what embedding diffusion adds
+every_process = pytest.mark.parametrize("process", [UNIFORM, ABSORBING, GAUSSIAN], ids=["uniform", "absorbing", "gaussian"])
 
 
-def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run):
+@every_process
+def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run, process):
     before = ar_run.checkpoint()
     untouched = copy.deepcopy(before["model"])
-    after, report = transfer(before, UNIFORM)
-    assert after["model"].keys() == before["model"].keys() == dict(Transformer(**before["shape"]).named_parameters()).keys()
+    after, report = transfer(before, process)
+    assert before["model"].keys() == dict(Transformer(**before["shape"]).named_parameters()).keys()
+    assert after["model"].keys() - before["model"].keys() == (NEW if process is GAUSSIAN else set())
     assert all(torch.equal(c["model"][k], untouched[k]) for c in (before, after) for k in untouched)
-    assert process_of(after) == UNIFORM and process_of(before).name == "ar"
+    assert process_of(after) == process and process_of(before).name == "ar"
+    assert after["shape"] == before["shape"] | {"vector_width": process.vector_width}
 
     # The AR model as it is used: start token, ragged inputs, its own attention pattern.
     inputs, x0 = torch.randint(256, (3, 8)), torch.randint(258, (3, 7))
@@ -39,13 +44,38 @@ def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run):
     assert logits[0].std() > 0.01  # not two constants
 
 
-def test_the_report_is_complete(ar_run):
+@every_process
+def test_the_report_is_complete_and_calls_new_exactly_what_is(ar_run, process):
     c = ar_run.checkpoint()
+<<<<<<< HEAD
     _, report = transfer(c, UNIFORM)
     assert {(name, shape) for name, shape, *_ in report} == {(name, tuple(t.shape)) for name, t in c["model"].items()}
     assert {fate for *_, fate in report} == {"copied"}
     n_values = sum(n for _, _, n, _ in report)
     assert n_values == Transformer(**c["shape"]).n_params() == sum(t.numel() for t in c["model"].values())
+=======
+    after, report = transfer(c, process)
+    assert {(name, shape) for name, shape, *_ in report} == {(name, tuple(t.shape)) for name, t in after["model"].items()}
+    assert {name for name, *_, fate in report if fate == "new"} == (NEW if process is GAUSSIAN else set())
+    assert {name for name, *_, fate in report if fate == "copied"} == c["model"].keys()
+    n_values = {fate: sum(n for *_, n, f in report if f == fate) for fate in ("copied", "new")}
+    assert n_values["copied"] == sum(t.numel() for t in c["model"].values())
+    assert sum(n_values.values()) == Transformer(**after["shape"]).n_params() == build_model(after).n_params()
+
+
+def test_new_tensors_come_from_the_seed_of_the_run_and_nothing_else(ar_run):
+    c = ar_run.checkpoint()
+    first, state = transfer(c, GAUSSIAN)[0]["model"], torch.get_rng_state()
+    torch.manual_seed(99)
+    moved = torch.get_rng_state()
+    again = transfer(c, GAUSSIAN)[0]["model"]
+    assert torch.equal(torch.get_rng_state(), moved) and not torch.equal(state, moved), "the global generator is left alone"
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    c["config"]["seed"] += 1
+    other = transfer(c, GAUSSIAN)[0]["model"]
+    assert {k for k in first if not torch.equal(first[k], other[k])} == NEW
+    assert all(first[k].std() > 0.01 for k in NEW)
+>>>>>>> decoder-tests
 
 
 def test_a_converted_checkpoint_remembers_where_it_came_from_but_no_optimizer(ar_run):
@@ -107,7 +137,19 @@ def test_the_command_reports_every_tensor_and_never_overwrites(ar_run, tmp_path,
     assert (tmp_path / "out" / "ckpt.pt").read_bytes() == old
 
 
+@every_process
+def test_the_command_converts_to_every_process(ar_run, tmp_path, capsys, process):
+    ar2diff.main([str(ar_run.folder), str(tmp_path / "out"), f"--process={process.name}"])
+    shown, made = capsys.readouterr().out, load_checkpoint(tmp_path / "out")
+    assert process_of(made) == (Gaussian() if process is GAUSSIAN else process)
+    lines = {line.split()[1]: line.split()[0] for line in shown.splitlines() if line.startswith("  ")}
+    assert lines == {name: "new" if name in NEW else "copied" for name in made["model"]}
+    n_new = sum(made["model"][name].numel() for name in NEW & made["model"].keys())
+    assert f" copied, {n_new:,} new, none left over" in shown and "bit-identical" in shown
+
+
 @pytest.mark.parametrize("words, message", [
+    (["{ar}", "new", "--process=gausian"], "did you mean 'gaussian'"),
     (["missing", "new"], "no checkpoint at missing"),
     (["{ar}", "new", "--inputs_attention=bidirectionl"], "did you mean 'bidirectional'"),
     (["{ar}"], "target"),
@@ -142,6 +184,16 @@ def test_converting_first_and_converting_on_the_fly_are_the_same(train, ar_run, 
     assert one.log() == two.log()
     assert all(torch.equal(a, b) for a, b in zip(one.checkpoint()["model"].values(), two.checkpoint()["model"].values()))
     assert one.checkpoint()["history"] == two.checkpoint()["history"]
+
+
+@pytest.mark.parametrize("process", ["absorbing", "gaussian"])
+def test_ar2diff_trains_every_process_from_the_ar_weights(train, ar_run, tmp_path, capsys, process):
+    run = train("diff", tmp_path / "on", f"--init_from={ar_run.folder}", f"--process={process}", "--steps=1", "--lr=1e-30",
+                "--weight_decay=0")
+    assert f"its weights go on as {process} diffusion" in " ".join(capsys.readouterr().out.split())
+    ar, now = ar_run.checkpoint()["model"], run.checkpoint()
+    assert process_of(now).name == process
+    assert max((now["model"][k] - ar[k]).abs().max() for k in ar) < 1e-29
 
 
 def test_going_on_from_a_diffusion_checkpoint_is_not_called_ar2diff(train, diff_run, tmp_path, capsys):

@@ -34,6 +34,7 @@ class Example(Base):
     k: int | None = None  # how many, default: all
     show_steps: bool = False  # show them
     check: bool = True  # check them
+    mean: bool | None = None  # default: the checkpoint's
 
 
 def error_of(*words):
@@ -61,6 +62,13 @@ def test_a_bare_bool_flag_does_not_swallow_the_word_behind_it(words):
     assert parse(Example, words) == Example(source="in.txt", show_steps=True)
 
 
+@pytest.mark.parametrize("words, value", [([], None), (["--mean"], True), (["--mean=true"], True), (["--mean", "no"], False),
+                                          (["--mean=0"], False), (["--mean", "--steps=10"], True)])
+def test_a_bool_that_may_be_left_open_is_a_flag_like_any_other(words, value):
+    assert parse(Example, [*words, "in.txt"]).mean is value
+    assert parse(Example, ["in.txt", *words]) == Example(source="in.txt", mean=value)
+
+
 @pytest.mark.parametrize("words, expected", [
     (["in.txt", "--step=5"], ["--step'", "did you mean --steps?"]),  # no abbreviations: a typo is never half understood
     (["in.txt", "--out-dri=x"], ["did you mean --out_dir?"]),
@@ -75,6 +83,7 @@ def test_a_bare_bool_flag_does_not_swallow_the_word_behind_it(words):
     (["in.txt", "--steps=1.5"], ["--steps", "int", "'1.5'"]),
     (["in.txt", "--lr=1,5"], ["--lr", "float", "'1,5'"]),
     (["in.txt", "--check=maybe"], ["--check", "'maybe' is neither true nor false"]),
+    (["in.txt", "--mean=3"], ["--mean", "'3' is neither true nor false"]),
 ])
 def test_a_mistake_is_named_with_what_to_do(words, expected):
     message = error_of(*words)

@@ -36,7 +36,8 @@ def noise_with(*rows):
 
 def all_draws(noise):
     logits = torch.zeros(len(noise.rows), 5, 64)
-    return noise.uniform(3), noise.integers(1000, 4), noise.uniform(), noise.categorical(logits, 1.0)
+    return (noise.uniform(3), noise.integers(1000, 4), noise.uniform(), noise.categorical(logits, 1.0), noise.normal(2, 3),
+            noise.stratified())
 
 
 @pytest.mark.parametrize("parts", [(4, 4), (1, 7), (2, 2, 2, 2), (1,) * 8, (3, 5)])
@@ -102,6 +103,45 @@ def test_integers_are_uniform_over_all_of_the_range():
     drawn = Noise(0, "train", 0, range(100)).integers(257, 10_000)
     assert drawn.min() == 0 and drawn.max() == 256
     assert chi_square_fits(np.bincount(drawn.flatten(), minlength=257), np.full(257, drawn.numel() / 257))
+
+
+def test_normal_numbers_are_standard_normal_and_rows_uncorrelated():
+    drawn = Noise(0, "train", 0, range(100)).normal(40, 50)
+    assert drawn.shape == (100, 40, 50) and drawn.dtype == torch.float32
+    share = 0.5 * (1 + torch.erf(drawn.double() / math.sqrt(2)))  # uniform if the numbers are standard normal
+    assert chi_square_fits(torch.histc(share.float(), 100, 0, 1).numpy(), np.full(100, drawn.numel() / 100))
+    assert abs(np.corrcoef(drawn.flatten(1).numpy()) - np.eye(100)).max() < 5.5 / math.sqrt(2000)
+
+
+def test_shared_numbers_are_the_same_for_all_rows_of_a_step_whatever_was_drawn_and_new_at_every_step():
+    whole, rank = Noise(3, "train", 17, range(8)), Noise(3, "train", 17, range(4, 8))
+    rank.uniform(5)
+    assert whole.shared(1) == rank.shared(1) == rank.split(3).shared(1) == whole.shared(1)
+    keys = list(itertools.product((0, 3), STREAMS, range(40), (0, 1, 2)))
+    numbers = [Noise(seed, stream, step, [5]).shared(number) for seed, stream, step, number in keys]
+    numbers += Noise(3, "train", 17, range(8)).uniform(40).flatten().tolist() + whole.split(4).uniform(40).flatten().tolist()
+    assert len(set(numbers)) == len(numbers), "and they are nobody else's"
+    drawn = [Noise(0, "train", step, [0]).shared() for step in range(2000)]
+    assert chi_square_fits(np.histogram(drawn, 20, (0, 1))[0], np.full(20, 100.0))
+
+
+def test_a_stratified_number_is_uniform_and_new_at_every_step():
+    drawn = np.stack([Noise(0, "train", step, [0, 1, 77]).stratified() for step in range(3000)])
+    assert drawn.min() >= 0 and drawn.max() < 1
+    for column in drawn.T:
+        assert chi_square_fits(np.histogram(column, 20, (0, 1))[0], np.full(20, 150.0))
+        assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < 4.5 / math.sqrt(3000)
+
+
+@pytest.mark.parametrize("first", [0, 64, 12_345])
+@pytest.mark.parametrize("n", [8, 64, 512])
+def test_stratified_numbers_are_spread_evenly_over_every_batch(n, first):
+    """Between neighbours lies at most 2.62 / n (the golden ratio's three-gap theorem), where chance leaves about log(n) / n."""
+    for step in range(20):
+        t = Noise(1, "train", step, range(first, first + n)).stratified().sort().values
+        gaps = torch.cat((t.diff(), t[:1] + 1 - t[-1:]))
+        assert gaps.max() < 2.62 / n and gaps.min() > 0.38 / n
+        assert abs(t.mean() - 0.5) < 2 / n
 
 
 @pytest.mark.parametrize("size", [60, 128])  # in one block, and in two blocks of 64
