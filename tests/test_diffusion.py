@@ -17,36 +17,6 @@ from model import Transformer
 from noise import Noise
 
 PROCESS = Uniform(n_noise=11)
-<<<<<<< HEAD
-
-
-def tiny_model(seed=0):
-    torch.manual_seed(seed)
-    model = Transformer(V, n_layer=2, width=16, n_head=2).eval()
-    torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: likely and unlikely tokens
-    with torch.no_grad():
-        for block in model.blocks:  # and more than an echo of the token that is fed
-            block.attention_out.weight *= 20
-            block.mlp_out.weight *= 10
-    return model
-
-
-def ragged_batch(lengths=(4, 2, 0, 3), seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    pad_mask = torch.arange(S)[None] < S - torch.tensor(lengths)[:, None]
-    inputs, targets = (torch.randint(9, (len(lengths), n), generator=rng) for n in (S, T))
-    return Batch(inputs.masked_fill(pad_mask, PAD), pad_mask, targets)
-
-
-def row(batch, b):
-    """Return row b alone, and without its padding."""
-    n_pad = int(batch.pad_mask[b].sum())
-    return Batch(batch.inputs[b:b + 1, n_pad:], None, batch.targets[b:b + 1])
-
-
-def train_noise(batch, step=0):
-    return Noise(0, "train", step, range(len(batch.targets)))
-=======
 ABSORBING, GAUSSIAN = Absorbing(MASK), Gaussian(vector_width=V)
 DECODERS = {  # every way to decode: process, options of decode()
     "resample": (PROCESS, {}),
@@ -63,7 +33,6 @@ DECODERS = {  # every way to decode: process, options of decode()
     "euler": (GAUSSIAN, {}),
 }
 every_decoder = pytest.mark.parametrize("process, options", DECODERS.values(), ids=DECODERS)
->>>>>>> decoder-tests
 
 
 def drafts_of(model, batch, indices=None, process=PROCESS, seed=0, **options):
