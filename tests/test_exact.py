@@ -109,6 +109,7 @@ class Cases:
         return self.level
 
     def integers(self, high, *shape):
+        assert high == self.tokens.max() + 1, "noise draws from all tokens"
         return self.tokens
 
     def normal(self, *shape):
@@ -275,6 +276,12 @@ def test_the_gaussian_bound_of_the_ideal_denoiser_is_the_negative_log_likelihood
     assert (further - toy.nll).abs().max() < 2 * L / 200 ** 2 + 1e-4
 
 
+def test_the_gaussian_bound_counts_what_the_least_noise_already_hides():
+    """At sigma_min = 0.7 z_0 does not show the token for sure: the second of the three terms, next to nothing at 0.1."""
+    toy = Toy(4, 1)
+    assert (gaussian_bound(ideal(Gaussian(sigma_min=0.7), toy), toy) - toy.nll).abs().max() < 2 / 20 ** 2
+
+
 @pytest.mark.parametrize("V, L", [(4, 2), (3, 3)])
 def test_the_autoregressive_bound_is_the_negative_log_likelihood_exactly(V, L):
     toy = Toy(V, L)
@@ -373,6 +380,13 @@ def test_a_higher_t_min_makes_the_uniform_bound_visibly_too_small(monkeypatch):
     assert -0.06 < gap[1e-2] < -0.02 < -0.01 < gap[1e-3] < -0.002 < -0.001 < gap[1e-4] < 0
 
 
+def test_each_draw_of_a_bound_has_its_own_stratum_of_noise_levels():
+    low, t = 0.1, torch.stack(list(diffusion.levels(9, Quick(1000), 0.1)))
+    edges = low + (1 - low) * torch.arange(10, dtype=torch.float64)[:, None] / 9
+    assert ((edges[:-1] <= t) & (t < edges[1:])).all()
+    assert (t.mean(1, keepdim=True) - (edges[:-1] + edges[1:]) / 2).abs().max() < 4 * 0.1 / math.sqrt(12 * 1000)
+
+
 def test_a_model_that_predicts_uniformly_scores_log_v():
     toy = Toy(3, 3)
     zeros = Model(toy, lambda y: torch.zeros(*y.shape, 3))
@@ -455,6 +469,20 @@ def test_the_ancestral_samplers_draw_from_the_joint_in_the_limit_of_many_steps(p
     assert all(b < 0.8 * a for a, b in zip(curve[:-1], curve[1:])), curve
     assert distance(drawn, toy.p) < curve[-1] + 1.6 * noise_of(toy.p)
     assert distance(law(process, toy, even(512), **options), toy.p) < (0.01 if remask else 0.001)
+
+
+@pytest.mark.parametrize("remask", [0.0, 0.5, 1.0])
+def test_after_every_step_of_the_absorbing_sampler_a_share_s_of_the_tokens_is_masked(remask):
+    """Remasking hides decided tokens and reveals as many more; to do only the latter would give the same texts in this toy."""
+    toy, n, n_steps = Toy(), 20_000, 10
+    batch = batch_of(torch.zeros(n, toy.L, dtype=torch.long))
+    options = dict(n_steps=n_steps, temperature=1.0, n_samples=1, decoder="ancestral", remask=remask)
+    drafts = list(ideal(Absorbing(4), toy).decode(Model(toy), batch, Quick(n), **options))
+    assert len(drafts) == n_steps
+    for draft, s in zip(drafts, even(n_steps)[1:]):
+        assert abs((draft == 4).double().mean() - s) <= 4 * math.sqrt(s * (1 - s) / (toy.L * n)), s
+    hidden = sum(((later == 4) & (draft < 4)).any() for draft, later in itertools.pairwise(drafts))
+    assert bool(hidden) == (remask > 0)
 
 
 def test_the_gaussian_sampler_draws_from_the_joint_in_the_limit_of_many_steps():
