@@ -124,6 +124,20 @@ class Uniform:
         score = cross_entropy(logits, last).mean(dim=1)                                  # (B * n_samples,)
         yield from best_of(drafts, score, n_samples)
 
+    def tell(self, logits, xt, t):
+        """Return logits (B, T, V) of what the model would say of x0 had it known t, (B,), which it must guess from xt.
+
+        By Bayes' rule only the odds of "this token is the clean one" change, by those of q_t over those of q at the level that
+        the model sees: the share of tokens that it holds for replaced. Any prediction gives a valid bound; without this it is
+        loose, as at t near 0 the model still expects some replaced token.
+        """
+        V, at_xt = self.n_noise, xt.clamp(max=self.n_noise - 1)[..., None]
+        replaced = 1 - logits[..., :V].double().softmax(-1).gather(-1, at_xt).squeeze(-1)     # (B, T)
+        seen = (replaced.mean(dim=1) * V / (V - 1)).clamp(1e-6, 1)                            # (B,)
+        log_odds = lambda t: torch.log1p(V * (1 - t) / t)      # of q(xt = y | x0 = y) against q(xt = y | x0 = another)
+        change = log_odds(t.to(seen)) - log_odds(seen)
+        return logits.double().scatter_add(-1, at_xt, change[:, None, None].expand(at_xt.shape))
+
     def weights(self, logits, xt, a, temperature=1.0):
         """Return w (B, T, n_noise), w_y = d_y / q(xt | x0 = y), d the predicted distribution of x0; a = alpha_t, (B, 1, 1)."""
         d = (logits[..., :self.n_noise].double() / max(temperature, 1e-6)).softmax(-1)
@@ -154,8 +168,8 @@ class Uniform:
         total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for t in levels(n_draws, noise, T_MIN):
             xt, a = self.corrupt(x0, t, noise), (1 - t)[:, None].to(x0.device)           # (B, T), (B, 1)
-            w = self.weights(self.predict(model, xt, t, context), xt, a[..., None])
-            c = (1 - a) / V
+            logits = self.tell(self.predict(model, xt, t, context), xt, t)
+            w, c = self.weights(logits, xt, a[..., None]), (1 - a) / V
             s = c[..., None] * w.sum(-1, keepdim=True) + a[..., None] * w                # (B, T, V); 1 at xt
             kappa, log_s = c / (c + a), s.log()
             log_s0, others = log_s.gather(-1, x0[..., None]).squeeze(-1), s.sum(-1) - 1
