@@ -233,7 +233,7 @@ class Absorbing:
                 decided = ~masked & ~frozen & (u < sigma)
             reveal = masked & (reveal | (i + 1 == n_steps))  # whatever rounding says, the last step leaves no MASK
             xt = torch.where(reveal, guess, xt).masked_fill(decided, self.mask)
-            score = torch.where(reveal, nats, score).masked_fill(decided, torch.nan)
+            score = torch.where(reveal, nats, score)  # of a token masked again, its last one counts
             drafts.append(xt)
             if not remask and not (xt == self.mask).any():
                 break
