@@ -167,7 +167,7 @@ class Uniform:
 class Absorbing:
     """Replace tokens by MASK; learn to predict the masked ones. What is not masked is known to be clean, and stays."""
     mask: int
-    weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: the plain mean over masked positions
+    weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: all masked positions count alike
     inputs_attention: str = "bidirectional"
     name = "absorbing"
     vector_width = 0
