@@ -183,7 +183,7 @@ class Uniform:
 class Absorbing:
     """Replace tokens by MASK; learn to predict the masked ones. What is not masked is known to be clean, and stays."""
     mask: int
-    weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: the plain mean over masked positions
+    weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: all masked positions count alike
     inputs_attention: str = "bidirectional"
     name = "absorbing"
     vector_width = 0
@@ -249,7 +249,7 @@ class Absorbing:
                 decided = ~masked & ~frozen & (u < sigma)
             reveal = masked & (reveal | (i + 1 == n_steps))  # whatever rounding says, the last step leaves no MASK
             xt = torch.where(reveal, guess, xt).masked_fill(decided, self.mask)
-            score = torch.where(reveal, nats, score).masked_fill(decided, torch.nan)
+            score = torch.where(reveal, nats, score)  # of a token masked again, its last one counts
             drafts.append(xt)
             if not remask and not (xt == self.mask).any():
                 break

@@ -185,7 +185,8 @@ def test_the_mean_of_the_passes_is_their_sum_over_their_number():
 
 
 @pytest.mark.parametrize("process", [PROCESS, Uniform(11, unroll_temperature=1.0), ABSORBING, Absorbing(MASK, weighted=False),
-                                     Gaussian(V, self_condition=0.0), Gaussian(V, self_condition=1.0)], ids=str)
+                                     Gaussian(V, self_condition=0.0), Gaussian(V), Gaussian(V, self_condition=1.0)],
+                         ids=lambda process: "-".join(str(value) for value in vars(process).values()))
 def test_micro_batches_see_the_same_noise_and_average_to_the_gradient_of_the_batch(process):
     """1 x 8, 2 x 4 and 8 x 1: ragged inputs, and all draws of a loss included."""
     model, batch = tiny_model(vector_width=process.vector_width), ragged_batch((4, 2, 0, 3, 1, 4, 4, 2))
