@@ -1,6 +1,6 @@
 """The autoregressive factorisation: p(x0 | inputs) = product over i of p(x0_i | x0_<i, inputs). Loss and decoding.
 
-Same shape as the processes in diffusion.py: loss(model, batch, noise), and decode(...), a generator of drafts.
+Same shape as the processes in diffusion.py: loss(model, batch, noise); decode(...), a generator of drafts; bound(...).
 """
 from dataclasses import dataclass
 from typing import NamedTuple

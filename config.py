@@ -27,6 +27,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} -h lists the flags)")
 
 
+FREE_TEXT = ("prompt", "infill", "draft")  # flags that may be empty
 BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -56,6 +57,8 @@ def parse(cls, argv=None):
     Raises UserError for an unknown flag (naming the nearest), a missing argument or a value of the wrong type.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    for word in argv:
+        check(not re.search("[\ud800-\udfff]", word), f"the argument {word!r} is not UTF-8")  # how Python hands over such bytes
     module = sys.modules[cls.__module__]
     parser = _Parser(prog=f"python {os.path.basename(inspect.getfile(cls))}", allow_abbrev=False,
                      description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,6 +81,9 @@ def parse(cls, argv=None):
             words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value
     namespace, unknown = parser.parse_known_args(words)
     check(not unknown, f"unknown argument {' '.join(unknown)!r} ({parser.prog} -h lists the flags)")
+    for name, value in vars(namespace).items():
+        empty = value == "" and cls.__dataclass_fields__[name].default != "" and name not in FREE_TEXT
+        check(not empty, f"{name} is empty; give a value, or leave the flag out")  # --init_from=$UNSET is not "from scratch"
     return cls(**vars(namespace))
 
 

@@ -146,7 +146,7 @@ class Uniform:
 
     def reverse(self, logits, xt, t, s, temperature=1.0):
         """Return p(x_s | x_t) up to a factor, (B, T, V): sum over y of d_y q(x_t | x_s) q(x_s | x0 = y) / q(x_t | x0 = y)."""
-        a, a_s, V = torch.tensor(1 - t), 1 - s, self.n_noise
+        a, a_s, V = torch.tensor(1 - t, dtype=torch.float64), 1 - s, self.n_noise
         w = self.weights(logits, xt, a, temperature)
         p = a_s * w + (1 - a_s) / V * w.sum(-1, keepdim=True)
         change = (1 - (1 - t) / a_s) / V                                                 # q(x_t | x_s) for x_s other than x_t
@@ -277,7 +277,7 @@ class Absorbing:
 class Gaussian:
     """Add normal noise to unit vectors that stand for the tokens; learn to tell the token (after CDCD and Plaid)."""
     vector_width: int = 32  # D_e
-    sigma_min: float = 0.1  # nearest vectors are about sqrt(2) apart: here every token can be told
+    sigma_min: float = 0.1  # vectors are about sqrt(2) apart, the nearest of 4,096 about 0.9: here every token can be told
     sigma_max: float = 20.0  # here none
     self_condition: float = 0.5  # share of the training steps in which the model also sees its first estimate
     inputs_attention: str = "bidirectional"
@@ -334,7 +334,8 @@ class Gaussian:
         x_hat, drafts = torch.zeros_like(z), []
         for i in range(n_steps):
             t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
-            logits = self.predict(model, z, level(t), context, x_hat)
+            seen = x_hat if self.self_condition else torch.zeros_like(x_hat)            # as in training
+            logits = self.predict(model, z, level(t), context, seen)
             x_hat = self.estimate(model, logits, temperature)
             shrink = lambda z, x, r: x + r * (z - x)
             z = shrink(z, x_hat, (self.sigma(level(s)) / self.sigma(level(t))).to(z))

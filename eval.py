@@ -85,6 +85,9 @@ def provenance(config, checkpoint, writer, path, split):
 def evaluate_bits(config, checkpoint, path, meta):
     """Return a dict of bits per target token and per byte of config.checkpoint on a task's split, or on validation text."""
     check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
+    check(config.out is None, "--out is for answers; --metric=bits gives none")
+    check(meta["kind"] == "task" or config.split in ("test", "valid"), f"--split={config.split}: text is measured on its "
+                                                                       f"validation part")
     writer, split, n_left_out = load_writer(config.checkpoint, config), "valid", 0
     if meta["kind"] == "text":
         data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len)

@@ -1,10 +1,11 @@
 r"""What diffusion can do by construction and AR cannot: fill gaps between fixed text, and revise a draft.
 
-    python sample.py out/ar2diff_code --infill="def ___(data):\n    return ___"
+    python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python sample.py out/ar2diff_code --draft="def f(data):\n    return data" --noise=0.3
 
 The text around the gaps is `frozen` in decode() (diffusion.py): the model sees it at every step and never changes it. A canvas
 has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by bound() is kept.
+A space before a gap belongs to the gap, as tokens bring the space before their word along.
 """
 import itertools
 
@@ -26,17 +27,18 @@ def canvases(template, tokenizer, target_len, gap_len):
 
     A gap that text follows has 1 to gap_len tokens; one at the end is open: the model decides where it ends. Raises UserError.
     """
-    pieces = [tokenizer.encode(piece) for piece in unescape(template).split(GAP)]
+    *before, after = unescape(template).split(GAP)
+    pieces = [tokenizer.encode(piece.removesuffix(" ")) for piece in before] + [tokenizer.encode(after)]
     check(len(pieces) > 1, f"the template has no gap: write {GAP} where text is missing")
     check(gap_len >= 1, f"--gap_len={gap_len} must be at least 1")
     *starts, end = pieces
     n_closed = len(starts) if end else len(starts) - 1
-    check(gap_len ** n_closed <= MAX_ROWS, f"{n_closed} gaps of up to {gap_len} tokens are {gap_len ** n_closed} choices of "
+    check(gap_len ** n_closed <= MAX_ROWS, f"{n_closed} gap(s) of up to {gap_len} tokens are {gap_len ** n_closed} choices of "
                                            f"lengths, at most {MAX_ROWS} are tried; lower --gap_len")
     n_text = sum(map(len, pieces))
     shortest = n_text + n_closed + 1
     check(shortest <= target_len, f"the template has {n_text} tokens, {shortest} with its gaps and EOS, but the model's canvas "
-                                  f"holds {target_len}")
+                                  f"holds {target_len}; shorten it")
     rows = []
     for lengths in itertools.product(range(1, gap_len + 1), repeat=n_closed):
         if n_text + sum(lengths) + 1 > target_len:
@@ -75,5 +77,6 @@ def draft_canvas(writer, draft):
     tokenizer = writer.tokenizer
     ids = tokenizer.encode(unescape(draft))
     n_pad = writer.target_len - len(ids) - 1
-    check(n_pad >= 0, f"the draft has {len(ids)} tokens and EOS, but the model's canvas holds {writer.target_len}")
+    check(n_pad >= 0, f"the draft has {len(ids)} tokens and EOS, but the model's canvas holds {writer.target_len}; "
+                      f"shorten it")
     return torch.tensor([[*ids, tokenizer.eos, *[tokenizer.pad] * n_pad]])

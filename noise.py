@@ -22,7 +22,8 @@ class Noise:
         """Return noise for n samples of each row, B * n rows in the order of Context.repeat()."""
         child = Noise.__new__(Noise)
         child.key = self.key
-        child.counters = [(0, sample + 1, index, step) for (_, _, index, step) in self.counters for sample in range(n)]
+        child.counters = [(0, (sample + 1) + (old << 20), index, step) for (_, old, index, step) in self.counters
+                          for sample in range(n)]
         child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
         return child
 
@@ -60,7 +61,7 @@ class Noise:
         first over blocks of 64 tokens, then within one: two uniform numbers a position, no pass over all V in float64, and none
         of the tail is lost, as it is with Gumbel noise in float32 (arXiv 2409.02908).
         """
-        if temperature == 0:
+        if temperature < 1e-6:
             return logits.argmax(-1)
         device = logits.device
         logits = logits.cpu() if device.type == "mps" else logits  # MPS has no float64

@@ -1,7 +1,7 @@
 r"""Write text with a trained model, AR or diffusion, and watch it being written.
 
     python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
-    python sample.py out/ar2diff_code --infill="def ___(data):\n    return ___"
+    python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python sample.py out/ar2diff_code --prompt="..." --draft="def f(data):\n    return data" --noise=0.3
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 
@@ -48,13 +48,13 @@ class Config(DecodeConfig):
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
     draft: str | None = None  # diffusion: a text to revise
-    noise: float | None = None  # draft: share of its tokens to destroy first, above 0 and at most 1; default 0.3
+    noise: float | None = None  # draft: noise level to begin at, the share of tokens destroyed; above 0, at most 1; default 0.3
     target_len: int | None = None  # tokens to write at most; default: as trained
     show_steps: bool = False  # print the draft after every step
 
 
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
-RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, math.inf), "top_k": (0, math.inf),
+RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
           "block_len": (0, math.inf), "update_share": (1e-9, 1), "threshold": (1e-9, 1), "unroll_share": (0, 1),
           "remask": (0, 1)}
 
@@ -131,8 +131,8 @@ def prompt_batch(writer, prompt):
 
 
 def show(tokenizer, ids):
-    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, a line end as an arrow."""
-    marks = {tokenizer.eos: "∎", tokenizer.pad: "·", tokenizer.mask: "_"}
+    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, MASK as ▒, a line end as an arrow."""
+    marks = {tokenizer.eos: "∎", tokenizer.pad: "·", tokenizer.mask: "▒"}
     pieces, text_ids = [], []
     for i in [*map(int, ids), None]:
         if i is None or i >= tokenizer.n_text:

@@ -36,9 +36,9 @@ OPTIONS = ("n_unroll", "unroll_temperature", "unroll_mean", "weighted", "vector_
 def main(argv=None):
     config = parse(Config, argv)
     check(config.n_unroll is None or config.n_unroll >= 1, f"--n_unroll={config.n_unroll} must be at least 1")
-    check(config.unroll_temperature is None or config.unroll_temperature >= 0,
-          f"--unroll_temperature={config.unroll_temperature} must not be negative")
-    check(config.vector_width is None or config.vector_width >= 1, f"--vector_width={config.vector_width} must be at least 1")
+    check(config.unroll_temperature is None or 0 <= config.unroll_temperature <= 1000,
+          f"--unroll_temperature={config.unroll_temperature} must lie between 0 and 1000")
+    check(config.vector_width is None or config.vector_width >= 2, f"--vector_width={config.vector_width} must be at least 2")
     check(config.self_condition is None or 0 <= config.self_condition <= 1,
           f"--self_condition={config.self_condition} must lie between 0 and 1")
     origin = origin_of(config)

@@ -1,6 +1,6 @@
 """Quality against decoding steps for every decoder of every process: a table and a plot.
 
-    python results/decoders.py --models=out/decoders/uniform,out/decoders/absorbing,out/decoders/gaussian --out=results/decoders
+    python results/decoders.py --allow_code_execution --models=out/processes/uniform,out/processes/absorbing
 
 Writes OUT.txt, OUT.json and (where matplotlib is installed) OUT.png. The models answer a code task: generated programs are run.
 """
@@ -24,9 +24,10 @@ VARIANTS = {"resample": ["", "--update_share=0.3"], "unrolled": [""], "confidenc
 
 @dataclass
 class Config:
-    models: str = "out/decoders/uniform,out/decoders/absorbing,out/decoders/gaussian"  # checkpoints, fine-tuned on one task
+    models: str = "out/processes/uniform,out/processes/absorbing,out/processes/gaussian"  # checkpoints, fine-tuned on code
     n_examples: int = 100  # test examples
-    out: str = "out/decoders/decoders"  # where the table goes: OUT.txt, OUT.json, OUT.png
+    allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
+    out: str = "out/processes/decoders"  # where the table goes: OUT.txt, OUT.json, OUT.png
 
 
 def variants(process):
@@ -66,13 +67,17 @@ def plot(rows, path):
 def main(argv=None):
     config = parse(Config, argv)
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
-    models, rows = config.models.split(","), []
+    check(config.allow_code_execution, "scoring code means running programs that a model wrote; see the top of sandbox.py")
+    check(not Path(f"{config.out}.txt").exists(), f"{config.out}.txt exists; it is not overwritten")
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    models, rows = {path: process_of(load_checkpoint(path)) for path in config.models.split(",")}, []
+    for path, process in models.items():
+        check(process.name != "ar", f"{path} is autoregressive: it has no decoders to compare")
     lines = [f"n = {config.n_examples} test examples, 8 samples each, best by model score",
              f"{'process':10s} {'decoder':24s} {'n_steps':>7s} {'score %':>8s} {'+-':>5s} {'evaluations':>11s}"
              f" {'s/example':>9s} {'distinct-2':>10s}"]
     print("\n".join(lines))
-    for path in models:
-        process = process_of(load_checkpoint(path))
+    for path, process in models.items():
         for decoder, flags in variants(process):
             for n_steps in STEPS:
                 r = measure(path, flags, n_steps, config.n_examples)
@@ -82,11 +87,9 @@ def main(argv=None):
                 lines.append(f"{process.name:10s} {decoder:24s} {n_steps:7d} {score:8.1f} {error:5.1f} {r['evaluations']:11.1f}"
                              f" {r['seconds']:9.4f} {r['distinct_2']:10.3f}")
                 print(lines[-1], flush=True)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    plot(rows, out.with_suffix(".png"))
+    Path(f"{config.out}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    Path(f"{config.out}.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    plot(rows, f"{config.out}.png")
 
 
 if __name__ == "__main__":

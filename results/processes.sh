@@ -22,4 +22,4 @@ for process in uniform absorbing gaussian; do
 done
 run train_diff.py --data=code --lr=3e-3 --steps=1200 $canvas --process=gaussian --out_dir="$OUT/gaussian_scratch"
 run eval.py "$OUT/gaussian_scratch" --n_examples=100 --allow_code_execution
-run results/decoders.py --models="$OUT/uniform,$OUT/absorbing,$OUT/gaussian" --out="$OUT/decoders"
+run results/decoders.py --allow_code_execution --models="$OUT/uniform,$OUT/absorbing,$OUT/gaussian" --out="$OUT/decoders"
