@@ -53,12 +53,11 @@ def train(config, process, tokenizer, origin=None):
     """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt."""
     check_config(config)
     rank, world, device = start_ranks(config)
-    out_dir = open_out_dir(config, process, origin)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long)
-
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, device)
+    out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []
     if config.resume:

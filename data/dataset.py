@@ -39,6 +39,8 @@ def read_meta(folder):
             raise UserError(f"{path / 'meta.json'} is not JSON ({error}); data/prepare.py writes such files") from error
         known = isinstance(meta, dict) and meta.get("kind") in ("task", "text")
         check(known, f"{path / 'meta.json'}: \"kind\" must be task or text")
+        for key in ("input_len", "target_len"):
+            check(isinstance(meta.get(key, 0), int), f"{path / 'meta.json'}: {key!r} must be a whole number")
         return path, meta
     check((path / "train.jsonl").exists() or (path / "test.jsonl").exists(),
           f"{path} holds neither meta.json nor train.jsonl / test.jsonl; data/prepare.py makes such folders")
@@ -49,7 +51,10 @@ def open_data(folder, tokenizer, input_len, target_len, too_long="error"):
     """Return TextData or TaskData for a prepared folder. Raises UserError when it is missing, empty or made for other ids."""
     path, meta = read_meta(folder)
     if meta["kind"] == "text":
-        return TextData(path, meta, tokenizer, input_len, target_len)
+        try:
+            return TextData(path, meta, tokenizer, input_len, target_len)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is missing or empty, a key that is not there
+            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); prepare it again") from error
     return TaskData(path, tokenizer, input_len, target_len, too_long)
 
 

@@ -150,3 +150,16 @@ def test_a_script_started_in_another_folder_fails_with_one_line_and_code_2(tmp_p
     assert process.stderr == ("error: unknown argument '--bach_size'; did you mean --batch_size? "
                               "(python train_ar.py -h lists the flags)\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_value_is_refused_where_it_could_mean_something_else():
+    """--init_from=$UNSET must not train from scratch; a prompt may be empty."""
+    for word in ("--init_from=", "--size=", "--data="):
+        with pytest.raises(UserError, match=f"{word[2:-1]} is empty"):
+            parse(train_ar.Config, [word])
+    assert parse(sample.Config, ["x", "--prompt="]).prompt == ""
+
+
+def test_bytes_that_are_not_utf8_are_refused():
+    with pytest.raises(UserError, match="not UTF-8"):
+        parse(sample.Config, ["x", "--prompt=\udcff"])

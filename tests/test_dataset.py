@@ -1,5 +1,6 @@
 """data/dataset.py: which rows a step sees, how they lie on the canvas, and what is refused."""
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -209,3 +210,15 @@ def test_what_is_no_data_folder_is_refused_with_the_command_that_makes_one(tmp_p
     (tmp_path / "meta.json").write_bytes(b'{"kind": "task\xff"}')
     with pytest.raises(UserError, match="meta.json"):
         read_meta(tmp_path)
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda f: (f / "train.prose.bin").unlink(), "is damaged .*train.prose.bin.*; prepare it again"),
+    (lambda f: (f / "valid.code.bin").write_bytes(b""), "is damaged .*empty"),
+    (lambda f: (f / "meta.json").write_text('{"kind": "text"}', encoding="utf-8"), "is damaged .*tokenizer_hash"),
+    (lambda f: (f / "meta.json").write_text('{"kind": "task", "input_len": "8"}', encoding="utf-8"), "'input_len' must")])
+def test_a_damaged_folder_is_refused_in_one_line(text, tmp_path, damage, message):
+    shutil.copytree(text, tmp_path / "x")
+    damage(tmp_path / "x")
+    with pytest.raises(UserError, match=message):
+        open_data(tmp_path / "x", load_tokenizer("bytes"), 4, 4)

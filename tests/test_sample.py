@@ -78,7 +78,7 @@ def test_show_steps_prints_every_draft_and_then_the_answer(ar_run, diff_run, cap
 def test_a_draft_is_shown_whole_on_one_line_with_a_mark_for_each_special_id():
     sentinel, unused = BYTES.sentinels[0], BYTES.vocab_size - 1
     ids = [*"é{\r\n".encode(), BYTES.mask, *b"b", BYTES.eos, BYTES.pad, *b"c", BYTES.pad, sentinel, unused]
-    assert show(BYTES, torch.tensor(ids)) == "é{↵_b∎·c·??"
+    assert show(BYTES, torch.tensor(ids)) == "é{↵▒b∎·c·??"
     assert show(BYTES, [0xC3, BYTES.pad, 0xA9]) == "\ufffd·\ufffd"  # half a character on either side
     assert show(BYTES, []) == ""
 
