@@ -39,7 +39,7 @@ def test_a_wrong_flag_is_refused_in_one_line_and_nothing_is_trained(train, ar_ru
 
 
 @pytest.mark.parametrize("flags, message", [(["--n_unroll=0"], "--n_unroll=0 must be at least 1"),
-                                            (["--unroll_temperature=-1"], "--unroll_temperature=-1.0 must not be negative")])
+                                            (["--unroll_temperature=-1"], "--unroll_temperature=-1.0 must lie between")])
 def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         train("diff", tmp_path / "x", *flags)
