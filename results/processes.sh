@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AR and the three diffusion processes, side by side: likelihood of characters, and quality against decoding steps on code.
-# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About 40 minutes on one core.
+# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About 50 minutes on one core.
 set -euo pipefail
 PY=${PYTHON:-python} OUT=${OUT:-out/processes} TEXT=${1:?the path of tiny Shakespeare}
 run() { echo; echo "\$ python $*"; "$PY" "$@"; }
@@ -10,7 +10,7 @@ run() { echo; echo "\$ python $*"; "$PY" "$@"; }
 characters="--data=shakespeare --size=4x128x4 --input_len=0 --target_len=64 --batch_size=12 --steps=4000 --lr=2e-3 --log_every=500 --eval_every=2000"
 run train_ar.py $characters --out_dir="$OUT/ar_characters"
 for process in absorbing uniform gaussian; do run train_diff.py $characters --process=$process --out_dir="$OUT/${process}_characters"; done
-for model in ar absorbing uniform gaussian; do run eval.py "$OUT/${model}_characters" --metric=bits --n_examples=512 --n_draws=64; done
+for model in ar absorbing uniform gaussian; do run eval.py "$OUT/${model}_characters" --metric=bits --n_examples=256 --n_draws=32; done
 
 # Code: each process from the same AR model (200 steps on mostly Python text, as in demo.py), and Gaussian from random weights.
 [ -d data/prepared/code ] || run data/prepare.py code
