@@ -88,9 +88,9 @@ V, S, T = 16, 4, 6
 EOS, PAD, MASK = 9, 10, 11  # text is 0-8, uniform noise draws from 0-10, ids 11-15 stand for MASK, sentinels and unused ones
 
 
-def tiny_model(seed=0, vector_width=0):
+def tiny_model(seed=0, vector_width=0, vocab_size=V):
     torch.manual_seed(seed)
-    model = Transformer(V, n_layer=2, width=16, n_head=2, vector_width=vector_width).eval()
+    model = Transformer(vocab_size, n_layer=2, width=16, n_head=2, vector_width=vector_width).eval()
     torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: likely and unlikely tokens
     with torch.no_grad():
         for block in model.blocks:  # and more than an echo of the token that is fed
