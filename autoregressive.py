@@ -42,18 +42,24 @@ class Autoregressive:
         return Losses(per_sequence.mean(), per_sequence.detach(), None)
 
     @torch.no_grad()
-    def decode(self, model, batch, noise, temperature=0.0, top_k=0, n_samples=1):
+    def decode(self, model, batch, noise, temperature=0.0, top_k=0, n_samples=1, prefix=None):
         """Yield drafts (B, T), one token longer each, PAD to the right; stop when every row has reached EOS.
+
+        prefix (B, P) are targets that are given already: what a model without inputs (S = 0) continues.
 
         T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps all tokens.
         Of n_samples drawn in parallel for each input the likeliest is kept, as the diffusion decoder does.
         """
-        context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention).repeat(n_samples)
-        noise = noise.split(n_samples)
+        context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
+        if prefix is not None:
+            model.decode(self.feed(prefix), context, "causal", extend=True)
+        context, noise = context.repeat(n_samples), noise.split(n_samples)
         B, T = batch.targets.shape
         draft = torch.full((B * n_samples, T), self.pad, device=batch.targets.device)
         drafts, score = [], torch.zeros(B * n_samples, device=draft.device)
         token = torch.full_like(draft[:, :1], self.start)
+        if prefix is not None:
+            token = prefix[:, -1:].repeat_interleave(n_samples, dim=0)
         done = torch.zeros_like(draft[:, 0], dtype=torch.bool)
         for i in range(T):
             logits = model.decode(token, context, "causal", extend=True)                 # (B, 1, V)

@@ -19,7 +19,7 @@ from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES
 from model import Transformer
 
-FORMAT = "ar2diff-1"
+FORMAT = "ar2diff-2"
 
 
 def save_checkpoint(path, checkpoint):

@@ -11,7 +11,8 @@ Inputs never see targets (except in the `full` pattern), so their keys and value
 once; decode() reuses them for both SUNDAE passes, all denoising steps and all samples, and AR decoding extends them.
 
 Shapes: B sequences, S input columns, T target columns, L = S + T, C width, H heads, D = C / H, V vocabulary.
-Inputs are padded on the left and targets on the right, so column S is always the border.
+Inputs are padded on the left and targets on the right, so column S is always the border. Positions count from there: targets
+stand at 0, 1, 2, ..., inputs at ..., -2, -1.
 """
 from dataclasses import dataclass, replace
 
@@ -65,7 +66,7 @@ class Context:
     keys: list  # n_layer x (B, H, S, D)
     values: list  # n_layer x (B, H, S, D)
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding, which keeps attention free of masks
-    length: int = 0  # columns cached so far: S, and more once AR decoding has extended the cache
+    n_targets: int = 0  # target columns in the cache: above 0 once AR decoding has extended it
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
 
     def repeat(self, n):
@@ -96,14 +97,19 @@ def attention_mask(n_query, n_key, causal, pad_mask, device):
     return mask, False
 
 
-def rotary_angles(start, n, head_dim, device, base=10000.0):
-    """Return (cos, sin), each (n, 1, 1, D), of the rotary angles of columns start .. start+n-1 (RoFormer, arXiv 2104.09864).
+def waves(start, n, dim, device, base=10000.0):
+    """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1 at wavelengths of 2 pi to 2 pi base."""
+    frequencies = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos(), angles.sin()
+
+
+def rotary_angles(start, n, head_dim, device):
+    """Return (cos, sin), each (n, 1, 1, D), of the rotary angles of positions start .. start+n-1 (arXiv 2104.09864).
 
     Dimensions i and i + D/2 are a pair and share an angle; sin is negative in the first half, as rotate() wants it.
     """
-    frequencies = base ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None, None, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()                                                # (n, 1, 1, D/2)
+    cos, sin = (x[:, None, None] for x in waves(start, n, head_dim, device))             # (n, 1, 1, D/2)
     return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
@@ -162,7 +168,7 @@ class NoisyVectors(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder-only Transformer: rotary positions, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
+    """Decoder-only Transformer: rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
 
     def __init__(self, vocab_size, n_layer, width, n_head, vector_width=0, dropout=0.0):
         super().__init__()
@@ -187,9 +193,17 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def embed(self, y):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) that take their place in embedding diffusion."""
-        return self.dropout(rms_norm(y if y.is_floating_point() else self.embedding(y)))
+    def embed(self, inputs):
+        return self.dropout(rms_norm(self.embedding(inputs)))
+
+    def embed_targets(self, y, start):
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, that stand at start .. start+T-1.
+
+        Rotary angles tell distances only, from what can be recognised. Targets that are all MASK, or all noise, cannot: each is
+        also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
+        """
+        x = rms_norm(y if y.is_floating_point() else self.embedding(y))
+        return self.dropout(x + torch.cat(waves(start, y.size(1), x.size(-1), y.device), dim=-1))
 
     def rotary(self, start, n):
         return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
@@ -204,14 +218,14 @@ class Transformer(nn.Module):
         n_layer, S = len(self.blocks), inputs.size(1)
         if S == 0 or attention == "full":
             return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
-        x, rotary = self.embed(inputs), self.rotary(0, S)                               # (B, S, C)
+        x, rotary = self.embed(inputs), self.rotary(-S, S)                              # (B, S, C)
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys, values = [], []
         for block in self.blocks:
             x, (k, v) = block(x, rotary, mask, is_causal)                               # (B, S, C)
             keys.append(k)
             values.append(v)
-        return Context(keys, values, pad_mask, length=S)
+        return Context(keys, values, pad_mask)
 
     def decode(self, y, context, attention, extend=False):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
@@ -223,24 +237,25 @@ class Transformer(nn.Module):
         one_of("targets attention", attention, TARGETS_ATTENTION)
         if context.inputs is not None:
             return self._decode_full(y, context, attention)
-        T = y.size(1)
-        x, rotary = self.embed(y), self.rotary(context.length, T)                       # (B, T, C)
-        mask, is_causal = attention_mask(T, context.length + T, attention == "causal", context.pad_mask, y.device)
+        T, start = y.size(1), context.n_targets
+        n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
+        x, rotary = self.embed_targets(y, start), self.rotary(start, T)                 # (B, T, C)
+        mask, is_causal = attention_mask(T, n_key, attention == "causal", context.pad_mask, y.device)
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             x, (k, v) = block(x, rotary, mask, is_causal, past)                         # (B, T, C)
             if extend:
                 context.keys[i], context.values[i] = k, v
         if extend:
-            context.length += T
+            context.n_targets += T
         return self.logits(x)                                                           # (B, T, V)
 
     def _decode_full(self, y, context, attention):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
         if attention != "bidirectional":
             raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
-        x = torch.cat((self.embed(context.inputs), self.embed(y)), dim=1)               # (B, L, C)
-        rotary = self.rotary(0, x.size(1))
+        x = torch.cat((self.embed(context.inputs), self.embed_targets(y, 0)), dim=1)    # (B, L, C)
+        rotary = self.rotary(-context.inputs.size(1), x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
             x, _ = block(x, rotary, mask, is_causal)

@@ -124,10 +124,8 @@ def prompt_batch(writer, prompt):
     if not ids:
         return writer, Batch(empty[:, :0], None, empty)
     check(writer.process.name == "ar", "this diffusion model was trained without inputs (input_len 0), so it takes no prompt")
-    # A plain language model continues the prompt itself: its columns are read as context, and its last token is fed first.
-    inputs = torch.tensor([[writer.process.start, *ids[:-1]]])
-    process = replace(writer.process, start=ids[-1], inputs_attention="causal")
-    return replace(writer, process=process), Batch(inputs, None, empty)
+    prefix = torch.tensor([ids], device=writer.device)  # a plain language model continues the prompt itself
+    return replace(writer, options=writer.options | {"prefix": prefix}), Batch(empty[:, :0], None, empty)
 
 
 def show(tokenizer, ids):

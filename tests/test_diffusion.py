@@ -560,8 +560,8 @@ def test_the_same_seed_gives_the_same_sample_in_every_batch_padded_or_not(proces
     halves = [drafts_of(model, Batch(*(x[h:h + 2] for x in batch)), [h, h + 1], frozen=frozen[h:h + 2], **options)[-1]
               for h in (0, 2)]
     assert torch.equal(torch.cat(halves), whole)
-    again, other = (drafts_of(model, batch, seed=seed, frozen=frozen, **options)[-1] for seed in (0, 1))
-    assert torch.equal(again, whole) and not torch.equal(other, whole)
+    again, *others = (drafts_of(model, batch, seed=seed, frozen=frozen, **options)[-1] for seed in range(8))
+    assert torch.equal(again, whole) and not all(torch.equal(other, whole) for other in others)  # argmax forgets some noise
 
 
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "full"])
