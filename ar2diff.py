@@ -19,18 +19,18 @@ from model import INPUTS_ATTENTION, Transformer
 
 
 @torch.random.fork_rng(devices=[])  # whatever is drawn here, the caller's generator is left alone
-def transfer(checkpoint, process):
+def transfer(checkpoint, process, seed=0):
     """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
 
     report: one (name, shape, number of values, "copied" or "new") per tensor. New ones are what embedding diffusion (Gaussian)
-    needs beside the AR weights; other processes need none. Raises UserError if `checkpoint` is not autoregressive, lacks a
+    needs beside the AR weights, drawn from `seed`; other processes need none. Raises UserError if `checkpoint` is not autoregressive, lacks a
     tensor or has one too many, or if the logits under the causal pattern are not bit-identical afterwards.
     """
     name = checkpoint["process"]["name"]
     check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
     shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
     if process.vector_width:
-        torch.default_generator.manual_seed(checkpoint["config"]["seed"])
+        torch.default_generator.manual_seed(seed)
         model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}

@@ -228,6 +228,7 @@ class Absorbing:
         xt = torch.where(frozen, x0, xt)                                                 # (B * n_samples, T)
         n_masked = (xt == self.mask).sum(dim=1, keepdim=True)                            # (B * n_samples, 1)
         block = torch.arange(T, device=device) // (block_len or T)                       # (T,)
+        n_steps = min(n_steps, T) if decoder == "confidence" else n_steps                # at least one token a step
         drafts, score = [], torch.full(xt.shape, torch.nan, device=device)               # nan: a token that was given
         for i in range(n_steps):
             t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)

@@ -64,7 +64,9 @@ def start_ranks(config):
                                  f"--micro_batch_size={micro}")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        check(local_rank < n_gpus, f"rank {local_rank} has no GPU of its own: torchrun --nproc_per_node={n_gpus} at most")
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world == 1:
         return 0, 1, device

@@ -58,7 +58,7 @@ def main(argv=None):
     if is_ar and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{name} diffusion, attention of the targets turns from causal to bidirectional")
-        origin, _ = transfer(origin, process)
+        origin, _ = transfer(origin, process, config.seed)
     return train(config, process, tokenizer, origin)
 
 
