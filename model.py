@@ -10,6 +10,9 @@ fed as y, and the attention pattern. The same weights serve both, and no tensor 
 Inputs never see targets (except in the `full` pattern), so their keys and values do not depend on y. encode() computes them
 once; decode() reuses them for both SUNDAE passes, all denoising steps and all samples, and AR decoding extends them.
 
+Two architectures behind the two calls. decoder-only: one stack of blocks; targets attend to what the same blocks made of the
+inputs, and to each other. encoder-decoder (as T5): inputs pass a stack of their own, and targets attend to its output.
+
 Shapes: B sequences, S input columns, T target columns, L = S + T, C width, H heads, D = C / H, V vocabulary.
 Inputs are padded on the left and targets on the right, so column S is always the border. Positions count from there: targets
 stand at 0, 1, 2, ..., inputs at ..., -2, -1.
@@ -20,10 +23,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from config import UserError, one_of
+from config import UserError, check, one_of
 
 INPUTS_ATTENTION = ("causal", "bidirectional", "full")  # full: inputs also see the targets
 TARGETS_ATTENTION = ("causal", "bidirectional")
+ARCHITECTURES = ("decoder-only", "encoder-decoder")
 
 # Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
 SIZES = {
@@ -38,6 +42,7 @@ SIZES = {
 @dataclass
 class ModelConfig:
     size: str | None = None  # tiny, mini, base, large, xl or LAYERSxWIDTHxHEADS (4x128x4); default: the checkpoint's, or tiny
+    architecture: str | None = None  # decoder-only or encoder-decoder; default: the checkpoint's, or decoder-only
     dropout: float = 0.0  # share of activations dropped on each residual branch, while training
 
 
@@ -55,25 +60,31 @@ def shape_of(size):
 
 
 def flops(shape, n_tokens, logits=True):
-    """Return the FLOPs of a forward pass over n_tokens: 2 per weight and token. Attention scores, a few %, are left out."""
-    backbone = 12 * shape["n_layer"] * shape["width"] ** 2
+    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
+
+    Attention scores, a few %, are left out.
+    """
+    per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
+    backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
     return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 
 
 @dataclass
 class Context:
-    """What decode() needs to know of the inputs: one (B, H, S, D) key and value tensor per layer (none where S = 0)."""
-    keys: list  # n_layer x (B, H, S, D)
+    """What decode() needs to know of the inputs: keys and values (B, H, S, D) per layer, and those that extend=True adds."""
+    keys: list  # n_layer x (B, H, S, D) for self-attention; None in an encoder-decoder, or where S = 0
     values: list  # n_layer x (B, H, S, D)
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding, which keeps attention free of masks
     n_targets: int = 0  # target columns in the cache: above 0 once AR decoding has extended it
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
+    cross: list | None = None  # encoder-decoder: n_layer x (keys, values) of the encoder's output
 
     def repeat(self, n):
         """Return the context with every row n times in a row: n samples share one encoding of their input."""
         rows = lambda x: None if x is None else x.repeat_interleave(n, dim=0)
+        cross = None if self.cross is None else [(rows(k), rows(v)) for k, v in self.cross]
         return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values],
-                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs))
+                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
 
 
 def attention_mask(n_query, n_key, causal, pad_mask, device):
@@ -114,7 +125,7 @@ def rotary_angles(start, n, head_dim, device):
 
 
 def rotate(x, cos, sin):
-    """Rotate each pair of x (B, T, 2, H, D) by its column's angle: scores depend on distances only; padding shifts nothing."""
+    """Rotate each pair of x (B, T, n, H, D) by its column's angle: scores depend on distances only; padding shifts nothing."""
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).type_as(x)
 
 
@@ -123,20 +134,51 @@ def rms_norm(x):
     return F.rms_norm(x, x.shape[-1:])
 
 
-class Block(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+class CrossAttention(nn.Module):
+    """Attention of the targets to the output of the encoder."""
 
-    def __init__(self, width, n_head, dropout):
+    def __init__(self, width, n_head):
+        super().__init__()
+        self.n_head, self.head_dim = n_head, width // n_head
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def keys_values(self, encoded, rotary):
+        """Return keys and values (B, H, S, D) of the encoder's output (B, S, C)."""
+        k, v = self.kv(encoded).unflatten(-1, (2, self.n_head, self.head_dim)).split(1, dim=2)
+        k = rotate(rms_norm(k), *rotary)                                                 # (B, S, 1, H, D)
+        return tuple(t.squeeze(2).transpose(1, 2) for t in (k, v))                       # 2 x (B, H, S, D)
+
+    def forward(self, x, rotary, keys_values, pad_mask):
+        q = self.q(x).unflatten(-1, (1, self.n_head, self.head_dim))                     # (B, T, 1, H, D)
+        q = rotate(rms_norm(q), *rotary).squeeze(2).transpose(1, 2)                      # (B, H, T, D)
+        if pad_mask is None:
+            return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
+        empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
+        seen = (~pad_mask | empty)[:, None, None, :]                                     # (B, 1, 1, S)
+        a = F.scaled_dot_product_attention(q, *keys_values, attn_mask=seen)              # (B, H, T, D)
+        return self.out(a.transpose(1, 2).flatten(2) * ~empty[..., None])                # (B, T, C)
+
+
+class Block(nn.Module):
+    """Pre-norm attention (in a decoder behind an encoder, two of them) and MLP, each added to the residual stream."""
+
+    def __init__(self, width, n_head, dropout, cross=False):
         super().__init__()
         self.n_head, self.head_dim = n_head, width // n_head
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
+        self.cross = CrossAttention(width, n_head) if cross else None
         self.mlp_in = nn.Linear(width, 4 * width, bias=False)
         self.mlp_out = nn.Linear(4 * width, width, bias=False)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x, rotary, mask, is_causal, past=None):
-        """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
+    def forward(self, x, rotary, mask, is_causal, past=None, cross=None):
+        """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first.
+
+        cross: (keys and values of the encoder's output, pad_mask of the inputs).
+        """
         B, T, C = x.shape
         qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
         qk, v = qkv.split((2, 1), dim=2)
@@ -147,6 +189,8 @@ class Block(nn.Module):
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
+        if self.cross is not None:
+            x = x + self.dropout(self.cross(rms_norm(x), rotary, *cross))
         h = F.relu(self.mlp_in(rms_norm(x)), inplace=True)                               # (B, T, 4C)
         return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
 
@@ -168,14 +212,16 @@ class NoisyVectors(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Decoder-only Transformer: rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
+    """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
 
-    def __init__(self, vocab_size, n_layer, width, n_head, vector_width=0, dropout=0.0):
+    def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0):
         super().__init__()
         self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head,  # goes into the checkpoint
-                          vector_width=vector_width)
+                          architecture=architecture, vector_width=vector_width)
+        has_encoder = architecture == "encoder-decoder"
         self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: tied by use, so no copy can come loose
-        self.blocks = nn.ModuleList(Block(width, n_head, dropout) for _ in range(n_layer))
+        self.encoder = nn.ModuleList(Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
+        self.blocks = nn.ModuleList(Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
         self.init_weights()
@@ -184,11 +230,15 @@ class Transformer(nn.Module):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
         # Not smaller: Adam moves the rows of all rare tokens alike, so tied rows that start at 0.02 soon look alike as inputs.
         nn.init.normal_(self.embedding.weight, std=0.09)
-        for block in self.blocks:
-            for linear in (block.qkv, block.mlp_in):
-                nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
-            for linear in (block.attention_out, block.mlp_out):  # 2 n_layer of these add up in the residual stream
-                nn.init.normal_(linear.weight, std=linear.in_features ** -0.5 / (2 * n_layer) ** 0.5)
+        for stack, n_sums in ((self.encoder or [], 2 * n_layer), (self.blocks, (3 if self.encoder else 2) * n_layer)):
+            for block in stack:
+                reading, writing = [block.qkv, block.mlp_in], [block.attention_out, block.mlp_out]
+                if block.cross is not None:
+                    reading, writing = [*reading, block.cross.q, block.cross.kv], [*writing, block.cross.out]
+                for linear in reading:
+                    nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
+                for linear in writing:  # n_sums of these add up in the residual stream
+                    nn.init.normal_(linear.weight, std=linear.in_features ** -0.5 / n_sums ** 0.5)
 
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
@@ -216,16 +266,21 @@ class Transformer(nn.Module):
         """
         one_of("inputs attention", attention, INPUTS_ATTENTION)
         n_layer, S = len(self.blocks), inputs.size(1)
+        check(self.encoder is None or (S > 0 and attention != "full"),
+              "an encoder-decoder needs inputs (input_len above 0), and they cannot see the targets (attention 'full')")
         if S == 0 or attention == "full":
             return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
         x, rotary = self.embed(inputs), self.rotary(-S, S)                              # (B, S, C)
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
-        keys, values = [], []
-        for block in self.blocks:
-            x, (k, v) = block(x, rotary, mask, is_causal)                               # (B, S, C)
-            keys.append(k)
-            values.append(v)
-        return Context(keys, values, pad_mask)
+        keys_values = []
+        for block in self.encoder or self.blocks:
+            x, cached = block(x, rotary, mask, is_causal)                               # (B, S, C)
+            keys_values.append(cached)
+        if self.encoder is None:
+            return Context(*map(list, zip(*keys_values)), pad_mask)
+        x = rms_norm(x)
+        cross = [block.cross.keys_values(x, rotary) for block in self.blocks]
+        return Context([None] * n_layer, [None] * n_layer, pad_mask, cross=cross)
 
     def decode(self, y, context, attention, extend=False):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
@@ -240,10 +295,12 @@ class Transformer(nn.Module):
         T, start = y.size(1), context.n_targets
         n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
         x, rotary = self.embed_targets(y, start), self.rotary(start, T)                 # (B, T, C)
-        mask, is_causal = attention_mask(T, n_key, attention == "causal", context.pad_mask, y.device)
+        pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
+        mask, is_causal = attention_mask(T, n_key, attention == "causal", pad_mask, y.device)
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
-            x, (k, v) = block(x, rotary, mask, is_causal, past)                         # (B, T, C)
+            cross = None if context.cross is None else (context.cross[i], context.pad_mask)
+            x, (k, v) = block(x, rotary, mask, is_causal, past, cross)                  # (B, T, C)
             if extend:
                 context.keys[i], context.values[i] = k, v
         if extend:

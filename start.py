@@ -14,7 +14,7 @@ from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
 from config import UserError, check, one_of
 from data.dataset import read_meta
 from data.tokenizer import load_tokenizer
-from model import Transformer, shape_of
+from model import ARCHITECTURES, Transformer, shape_of
 
 
 def check_config(config):
@@ -92,11 +92,23 @@ def choose_tokenizer(config, origin):
     return load_tokenizer(config.tokenizer or meta.get("tokenizer", "bpe"))
 
 
+def architecture_of(config, origin):
+    """Return the architecture: the flag, which must be that of the checkpoint, if there is one; else decoder-only."""
+    own = origin["shape"]["architecture"] if origin else "decoder-only"
+    architecture = one_of("architecture", config.architecture or own, ARCHITECTURES)
+    check(origin is None or architecture == own, f"--architecture={architecture} differs from the checkpoint's, {own}")
+    return architecture
+
+
 def start_model(config, process, tokenizer, origin, device):
     """Return the model of the checkpoint `origin`, or without one a fresh model of --size (default: tiny)."""
+    architecture = architecture_of(config, origin)
+    if architecture == "encoder-decoder":
+        check(canvas(config)[0] > 0, "an encoder-decoder needs inputs: set --input_len above 0")
+        check(process.inputs_attention != "full", "--inputs_attention=full: in an encoder-decoder inputs never see targets")
     if origin is None:
-        n_layer, width, n_head = shape_of(config.size or "tiny")
-        return Transformer(tokenizer.vocab_size, n_layer, width, n_head, process.vector_width, config.dropout).to(device)
+        return Transformer(tokenizer.vocab_size, *shape_of(config.size or "tiny"), architecture, process.vector_width,
+                           config.dropout).to(device)
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")

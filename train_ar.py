@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from autoregressive import Autoregressive
 from config import check, one_of, parse, run
 from model import ModelConfig
-from start import choose_tokenizer, origin_of
+from start import architecture_of, choose_tokenizer, origin_of
 from train_loop import LoopConfig, train
 
 
 @dataclass
 class Config(LoopConfig, ModelConfig):
     out_dir: str = "out/ar"  # where ckpt.pt, best.pt and metrics.jsonl go
-    inputs_attention: str | None = None  # causal or bidirectional (T5's prefix LM); default: the checkpoint's, else causal
+    inputs_attention: str | None = None  # causal or bidirectional; default: the checkpoint's, else causal (encoder: both ways)
 
 
 def main(argv=None):
@@ -25,7 +25,8 @@ def main(argv=None):
     check(origin is None or origin["process"]["name"] == "ar",
           "train_ar.py continues autoregressive checkpoints only; this one is a diffusion checkpoint")
     tokenizer = choose_tokenizer(config, origin)
-    inputs_attention = config.inputs_attention or (origin["process"]["inputs_attention"] if origin else "causal")
+    default = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
+    inputs_attention = config.inputs_attention or (origin["process"]["inputs_attention"] if origin else default)
     one_of("inputs_attention", inputs_attention, ("causal", "bidirectional"))
     process = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
     return train(config, process, tokenizer, origin)
