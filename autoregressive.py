@@ -15,8 +15,13 @@ class Losses(NamedTuple):
     t: torch.Tensor | None  # (B,) noise level; None for an AR model
 
 
-def cross_entropy(logits, x0):
-    """Return -log p(x0) per position in nats: logits (B, T, V), x0 (B, T) -> (B, T), in fp32 whatever the logits are."""
+def cross_entropy(logits, x0, soft=None):
+    """Return -log p(x0) per position in nats: logits (B, T, V), x0 (B, T) -> (B, T), in fp32 whatever the logits are.
+
+    soft (B, T, V): a distribution to be learned in place of x0 (guide.py).
+    """
+    if soft is not None:
+        return -(soft * logits.float().log_softmax(-1)).masked_fill(soft == 0, 0.0).sum(-1)  # 0 * -inf is 0 here
     return F.cross_entropy(logits.float().flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
 
 

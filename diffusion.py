@@ -43,6 +43,22 @@ def levels(n_draws, noise, low=0.0):
         yield low + (1 - low) * (k + u) / n_draws
 
 
+def denoise(process, model, y, context, noise=None):
+    """Return logits (B, T, V) of x0 from noised targets y, tokens or vectors: how every process calls the network.
+
+    Two ways to make this more like what an AR model has learned, both off by default, both from DiffuLLaMA (arXiv 2410.17891):
+    shift: logits[:, i] are read where AR read them, from the slot before i; so one slot more is fed, AR's start token.
+    anneal_steps: in so many first training steps (told by `noise`) a target sees from none to all of the targets to its right.
+    """
+    T, step = y.size(1), None if noise is None else noise.train_step
+    pattern = "bidirectional" if step is None or step >= process.anneal_steps else T * step // process.anneal_steps
+    if process.shift is None:
+        return model.decode(y, context, pattern)
+    start = torch.full((len(y), 1), process.shift, device=y.device)
+    start = model.embedding(start) if y.is_floating_point() else start
+    return model.decode(torch.cat((start, y), dim=1), context, pattern)[:, :-1]
+
+
 @dataclass
 class Uniform:
     """Replace tokens by uniformly drawn ones; learn to predict the clean text, also from the model's own first guess."""
@@ -51,6 +67,8 @@ class Uniform:
     unroll_temperature: float = 0.0  # 0 = the paper (argmax), 1 = SUNDAE
     unroll_mean: bool = False  # False = the paper (sum of the passes' losses), True = SUNDAE (their mean)
     inputs_attention: str = "bidirectional"
+    shift: int | None = None  # AR's start token; None = not shifted
+    anneal_steps: int = 0
     name = "uniform"
     vector_width = 0
     decoders = ("resample", "unrolled", "ancestral")
@@ -63,11 +81,11 @@ class Uniform:
         replaced = (noise.uniform(x0.size(1)) < t[:, None]).to(x0.device)                # (B, T), in float64, on the CPU
         return torch.where(replaced, noise.integers(self.n_noise, x0.size(1)).to(x0.device), x0)
 
-    def predict(self, model, xt, t, context):
+    def predict(self, model, xt, t, context, noise=None):
         """Return logits (B, T, V) of x0. The model is not told t (arXiv 2401.17181, 4.1); it sees how noisy xt looks."""
-        return model.decode(xt, context, "bidirectional")
+        return denoise(self, model, xt, context, noise)
 
-    def loss(self, model, batch, noise):
+    def loss(self, model, batch, noise, soft=None):
         """L1 + L2: cross-entropy against x0 from the corrupted text, plus that from the model's own argmax of it.
 
         Averaged over all B * T target positions, corrupted or not, PAD included. No gradient flows through the argmax.
@@ -77,8 +95,8 @@ class Uniform:
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)      # once for all passes
         total, first = 0.0, None
         for i in range(self.n_unroll):
-            logits = self.predict(model, xt, t, context)                                 # (B, T, V)
-            per_sequence = cross_entropy(logits, batch.targets).mean(dim=1)              # (B,)
+            logits = self.predict(model, xt, t, context, noise)                          # (B, T, V)
+            per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)  # (B,)
             total = total + per_sequence.mean() / (self.n_unroll if self.unroll_mean else 1)
             first = per_sequence.detach() if first is None else first
             if i + 1 < self.n_unroll:
@@ -185,6 +203,8 @@ class Absorbing:
     mask: int
     weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: all masked positions count alike
     inputs_attention: str = "bidirectional"
+    shift: int | None = None  # AR's start token; None = not shifted
+    anneal_steps: int = 0
     name = "absorbing"
     vector_width = 0
     decoders = ("confidence", "threshold", "ancestral")
@@ -193,19 +213,19 @@ class Absorbing:
         """Mask each token with probability t (B,)."""
         return torch.where((noise.uniform(x0.size(1)) < t[:, None]).to(x0.device), self.mask, x0)
 
-    def predict(self, model, xt, t, context):
+    def predict(self, model, xt, t, context, noise=None):
         """Return logits (B, T, V) of x0, where MASK is never predicted. They need no t: xt shows how much is masked."""
-        logits = model.decode(xt, context, "bidirectional")
+        logits = denoise(self, model, xt, context, noise)
         logits[..., self.mask] = -torch.inf
         return logits
 
-    def loss(self, model, batch, noise):
+    def loss(self, model, batch, noise, soft=None):
         """(1/t) * cross-entropy of the masked positions, summed and divided by the fixed B * T (MDLM, arXiv 2406.07524)."""
         t = 1e-3 + (1 - 1e-3) * noise.stratified()                                       # (B,): 1/t stays finite
         xt = self.corrupt(batch.targets, t, noise)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
-        logits = self.predict(model, xt, t, context)
-        nats = cross_entropy(logits, batch.targets).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
+        logits = self.predict(model, xt, t, context, noise)
+        nats = cross_entropy(logits, batch.targets, soft).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
         t = t.float().to(nats.device)
         per_sequence = nats / t                                                          # t * T tokens are masked on average
         return Losses((per_sequence if self.weighted else nats).mean(), per_sequence.detach(), t)
@@ -282,6 +302,8 @@ class Gaussian:
     sigma_max: float = 20.0  # here none
     self_condition: float = 0.5  # share of the training steps in which the model also sees its first estimate
     inputs_attention: str = "bidirectional"
+    shift: int | None = None  # AR's start token; None = not shifted
+    anneal_steps: int = 0
     name = "gaussian"
     decoders = ("euler",)
 
@@ -297,17 +319,17 @@ class Gaussian:
         """Return z = e + sigma_t * eps, (B, T, D_e), for vectors e."""
         return e + self.sigma(t).to(e) * noise.normal(*e.shape[1:]).to(e)
 
-    def predict(self, model, z, t, context, x_hat):
+    def predict(self, model, z, t, context, x_hat, noise=None):
         """Return logits (B, T, V) of x0 from z and an earlier estimate x_hat, both (B, T, D_e), scaled to unit variance."""
         z = z / (1 / self.vector_width + self.sigma(t).to(z) ** 2).sqrt()
         x_hat = x_hat * self.vector_width ** 0.5
-        return model.decode(model.noisy(z, x_hat, t.to(z)), context, "bidirectional")
+        return denoise(self, model, model.noisy(z, x_hat, t.to(z)), context, noise)
 
     def estimate(self, model, logits, temperature=1.0):
         """Return the mean vector (B, T, D_e) of the predicted tokens."""
         return (logits.float() / max(temperature, 1e-6)).softmax(-1) @ F.normalize(model.noisy.table.weight, dim=-1)
 
-    def loss(self, model, batch, noise):
+    def loss(self, model, batch, noise, soft=None):
         """Cross-entropy of x0 at every noise level alike, over all B * T target positions."""
         t = noise.stratified()                                                           # (B,)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
@@ -315,8 +337,9 @@ class Gaussian:
         x_hat = torch.zeros_like(z)
         if noise.shared(1) < self.self_condition:
             with torch.no_grad():
-                x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat))
-        per_sequence = cross_entropy(self.predict(model, z, t, context, x_hat), batch.targets).mean(dim=1)
+                x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat, noise))
+        logits = self.predict(model, z, t, context, x_hat, noise)
+        per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)
         return Losses(per_sequence.mean(), per_sequence.detach(), t.float().to(per_sequence.device))
 
     @torch.no_grad()
@@ -377,6 +400,8 @@ PROCESSES = {"uniform": Uniform, "absorbing": Absorbing, "gaussian": Gaussian}
 def new_process(name, tokenizer, **options):
     """Return the process of that name with a tokenizer's ids. Raises UserError for an option that belongs to another one."""
     own = {"uniform": {"n_noise": tokenizer.n_noise}, "absorbing": {"mask": tokenizer.mask}, "gaussian": {}}[name]
+    if "shift" in options:
+        own["shift"] = tokenizer.mask if options.pop("shift") else None  # MASK is AR's start token
     known = PROCESSES[name].__dataclass_fields__
     for option in options:
         owner = next(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)

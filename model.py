@@ -87,8 +87,10 @@ class Context:
                        pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
 
 
-def attention_mask(n_query, n_key, causal, pad_mask, device):
+def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
     """Return (mask, is_causal) for scaled_dot_product_attention; the queries are the last n_query of the n_key positions.
+
+    ahead: so many positions to its right a causal query sees too.
 
     The mask is bool, True = may be seen, or None where SDPA needs none, which is what keeps its fastest kernels. A causal
     block of queries behind a context needs the lower-right alignment; SDPA's own is_causal aligns to the upper left.
@@ -96,11 +98,11 @@ def attention_mask(n_query, n_key, causal, pad_mask, device):
     """
     if pad_mask is None and (not causal or n_query == 1):
         return None, False
-    if pad_mask is None and n_query == n_key:
+    if pad_mask is None and n_query == n_key and not ahead:
         return None, True
     mask = torch.ones(n_query, n_key, dtype=torch.bool, device=device)  # (T, L)
     if causal:
-        mask = mask.tril(diagonal=n_key - n_query)
+        mask = mask.tril(diagonal=n_key - n_query + ahead)
     if pad_mask is not None:
         self_mask = torch.eye(n_key, dtype=torch.bool, device=device)[-n_query:]
         seen = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)  # (B, L): targets are never masked
@@ -285,18 +287,20 @@ class Transformer(nn.Module):
     def decode(self, y, context, attention, extend=False):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
 
-        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion.
+        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. attention: causal, bidirectional, or between the two
+        a whole number: how many targets to its right each one sees.
 
         extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
-        one_of("targets attention", attention, TARGETS_ATTENTION)
+        ahead = attention if isinstance(attention, int) else 0
+        one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
         if context.inputs is not None:
             return self._decode_full(y, context, attention)
         T, start = y.size(1), context.n_targets
         n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
         x, rotary = self.embed_targets(y, start), self.rotary(start, T)                 # (B, T, C)
         pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
-        mask, is_causal = attention_mask(T, n_key, attention == "causal", pad_mask, y.device)
+        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)

@@ -27,6 +27,11 @@ class Noise:
         child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
         return child
 
+    @property
+    def train_step(self):
+        """The optimizer step that this noise is for, or None outside of training."""
+        return self.counters[0][3] if self.key[1] == STREAMS["train"] else None
+
     def uniform(self, *shape):
         """Return float64 numbers in [0, 1), (B, *shape)."""
         return torch.from_numpy(np.stack([row.random(shape) for row in self.rows]))

@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from ar2diff import transfer
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
+from guide import GuideConfig, new_guide
 from model import INPUTS_ATTENTION, ModelConfig
-from start import choose_tokenizer, origin_of
+from start import architecture_of, choose_tokenizer, origin_of
 from train_loop import LoopConfig, train
 
 
 @dataclass
-class Config(LoopConfig, ModelConfig):
+class Config(LoopConfig, ModelConfig, GuideConfig):
     out_dir: str = "out/diff"  # where ckpt.pt, best.pt and metrics.jsonl go
     inputs_attention: str | None = None  # causal, bidirectional or full; default: a diffusion checkpoint's, else bidirectional
+    shift: bool | None = None  # read position i from the slot that predicted it under AR; default: the checkpoint's, else false
+    anneal_steps: int = 0  # first steps in which the targets' right context is revealed little by little
     process: str | None = None  # uniform (the paper), absorbing or gaussian; default: a diffusion checkpoint's, else uniform
     # Options of one process; default: the checkpoint's, else as told
     n_unroll: int | None = None  # uniform: passes of the loss; 1 = plain denoising; default 2, the paper's L1 + L2
@@ -41,6 +44,7 @@ def main(argv=None):
     check(config.vector_width is None or config.vector_width >= 2, f"--vector_width={config.vector_width} must be at least 2")
     check(config.self_condition is None or 0 <= config.self_condition <= 1,
           f"--self_condition={config.self_condition} must lie between 0 and 1")
+    check(config.anneal_steps >= 0, f"--anneal_steps={config.anneal_steps} must not be negative")
     origin = origin_of(config)
     tokenizer = choose_tokenizer(config, origin)
     is_ar = origin is not None and origin["process"]["name"] == "ar"
@@ -52,14 +56,19 @@ def main(argv=None):
     inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
     options = {option: inherited[option] for option in OPTIONS if option in inherited}
     options |= {option: getattr(config, option) for option in OPTIONS if getattr(config, option) is not None}
-    process = new_process(name, tokenizer, inputs_attention=inputs_attention, **options)
+    options["shift"] = config.shift if config.shift is not None else inherited.get("shift") is not None
+    check(not options["shift"] or architecture_of(config, origin) == "decoder-only",
+          "--shift: the targets of an encoder-decoder stand behind no inputs")
+    check(not config.anneal_steps or inputs_attention != "full", "--anneal_steps does not go with --inputs_attention=full: the "
+                                                                 "inputs would show the targets what is still hidden")
+    process = new_process(name, tokenizer, inputs_attention=inputs_attention, anneal_steps=config.anneal_steps, **options)
     check(origin is None or is_ar or process.vector_width == inherited.get("vector_width", 0),
           f"--vector_width={process.vector_width} differs from the checkpoint's, {inherited.get('vector_width')}")
     if is_ar and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{name} diffusion, attention of the targets turns from causal to bidirectional")
         origin, _ = transfer(origin, process, config.seed)
-    return train(config, process, tokenizer, origin)
+    return train(config, process, tokenizer, origin, new_guide(config, process, tokenizer))
 
 
 if __name__ == "__main__":

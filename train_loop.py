@@ -49,8 +49,11 @@ class LoopConfig:
     compile: str = "auto"  # auto (on CUDA), yes or no
 
 
-def train(config, process, tokenizer, origin=None):
-    """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt."""
+def train(config, process, tokenizer, origin=None, goal=None):
+    """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt.
+
+    goal: another loss to train the process by (guide.py); validation keeps to its own.
+    """
     check_config(config)
     rank, world, device = start_ranks(config)
     input_len, target_len = canvas(config)
@@ -68,7 +71,7 @@ def train(config, process, tokenizer, origin=None):
 
     if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
         model.encode, model.decode = torch.compile(model.encode), torch.compile(model.decode)
-    objective = Objective(model, process)
+    objective = Objective(model, goal or process)
     if world > 1:
         objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -100,6 +100,7 @@ class Model:
 
 class Cases:
     """A noise that is given: level (B,), then the numbers of each place (B, L), tokens (B, L), normal numbers (B, L, D_e)."""
+    train_step = None
 
     def __init__(self, level, places=None, tokens=None, normals=()):
         self.level, self.places, self.tokens, self.normals = level, places, tokens, list(normals)
@@ -120,6 +121,7 @@ class Cases:
 
 class Quick(Noise):
     """Noise of n rows by one generator, for many rows."""
+    train_step = None
 
     def __init__(self, n, seed=0):
         self.n, self.rng = n, np.random.default_rng(seed)

@@ -101,6 +101,6 @@ def test_every_process_resumes_bit_identically_and_is_fine_tuned(train, tmp_path
 
 def test_the_config_names_every_option_of_every_process_that_a_user_may_set():
     fields = {field for process in train_diff.PROCESSES.values() for field in process.__dataclass_fields__}
-    own = {"n_noise", "mask", "inputs_attention", "sigma_min", "sigma_max"}  # the tokenizer's, every process', and fixed
+    own = {"n_noise", "mask", "inputs_attention", "shift", "anneal_steps", "sigma_min", "sigma_max"}  # of all, or fixed
     assert set(train_diff.OPTIONS) == fields - own
     assert all(train_diff.Config.__dataclass_fields__[option].default is None for option in train_diff.OPTIONS)

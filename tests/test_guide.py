@@ -1,0 +1,177 @@
+"""What may be added when AR weights become a diffusion model: shift, annealing, a teacher, the AR loss."""
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import diffusion
+from autoregressive import Autoregressive, cross_entropy
+from checkpoint import process_of
+from config import UserError
+from conftest import EOS, MASK, PAD, S, T, V, ragged_batch, tiny_model, train_noise
+from diffusion import Absorbing, Gaussian, Uniform
+from guide import Guide, GuideConfig
+from noise import Noise
+
+PROCESSES = [Uniform(11), Absorbing(MASK), Gaussian(16)]
+every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
+AR = Autoregressive(MASK, EOS, PAD)
+FEW = ["--steps=2", "--eval_sequences=4"]
+
+
+def config(**options):
+    options = GuideConfig(**options)
+    options.steps = 10
+    return options
+
+
+# ---- shift ----
+
+def test_shifted_logits_are_those_that_ar_would_read_of_the_same_tokens():
+    """Fed clean text under a causal pattern, a shifted model is the AR model: slot i has read up to x0[i-1]."""
+    model, batch = tiny_model(), ragged_batch()
+    context = model.encode(batch.inputs, batch.pad_mask, "causal")
+    expected = model.decode(AR.feed(batch.targets), context, "causal")
+    for step, same in ((0, True), (5, False)):
+        process = Uniform(11, shift=MASK, anneal_steps=10)
+        found = diffusion.denoise(process, model, batch.targets, context, Noise(0, "train", step, range(4)))
+        assert ((found - expected).abs().max() < 1e-5) == same and found.shape == expected.shape
+
+
+@every_process
+def test_a_shifted_model_sees_every_target_the_last_one_too(process):
+    process = replace(process, shift=MASK)
+    model, y = tiny_model(), torch.randint(9, (1, T), generator=torch.Generator().manual_seed(0))
+    y = model.embedding(y).detach() if process.name == "gaussian" else y
+    context = model.encode(torch.randint(9, (1, S)))
+    before = diffusion.denoise(process, model, y, context)
+    for j in range(T):
+        changed = y.clone()
+        changed[0, j] = changed[0, (j + 1) % T] if y.is_floating_point() else (y[0, j] + 1) % 9
+        assert ((diffusion.denoise(process, model, changed, context) - before)[0].abs().amax(-1) > 1e-6).all()
+
+
+@every_process
+def test_a_shifted_process_trains_decodes_and_bounds(process):
+    process = replace(process, shift=MASK)
+    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
+    process.loss(model, batch, train_noise(batch)).total.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.blocks.parameters())
+    for decoder in process.decoders:
+        *_, answer = process.decode(model, batch, train_noise(batch), n_steps=3, n_samples=2, decoder=decoder)
+        assert answer.shape == (4, T)
+    assert process.bound(model, batch, train_noise(batch), 2).isfinite().all()
+
+
+# ---- annealing ----
+
+def test_a_number_as_attention_pattern_is_how_many_targets_to_the_right_are_seen():
+    model, y = tiny_model(), torch.randint(9, (1, T), generator=torch.Generator().manual_seed(0))
+    model.blocks = model.blocks[:1]  # two layers see twice as far
+    inputs, pad_mask = torch.randint(9, (1, S)), torch.tensor([[True, False, False, False]])
+    for mask in (None, pad_mask):
+        logits = lambda y, attention: model.decode(y, model.encode(inputs, mask), attention)[0]  # noqa: B023
+        for ahead in range(T):
+            for j in range(T):
+                changed = y.clone()
+                changed[0, j] = (y[0, j] + 1) % 9
+                moved = (logits(changed, ahead) - logits(y, ahead)).abs().amax(-1) > 1e-6
+                assert moved.tolist() == [j <= i + ahead for i in range(T)]
+        assert (logits(y, 0) - logits(y, "causal")).abs().max() < 1e-6
+        assert (logits(y, T) - logits(y, "bidirectional")).abs().max() < 1e-6
+
+
+@every_process
+def test_annealing_reveals_the_right_context_in_even_steps_and_in_training_alone(process, monkeypatch):
+    model, batch, seen = tiny_model(vector_width=process.vector_width), ragged_batch(), []
+    process, decode = replace(process, anneal_steps=3 * T), model.decode
+    monkeypatch.setattr(model, "decode", lambda y, context, attention: seen.append(attention) or decode(y, context, attention))
+    for step in (0, 1, 3, 4 * 3, 3 * T - 1, 3 * T, 1000):
+        seen.clear()
+        process.loss(model, batch, train_noise(batch, step))
+        assert set(seen) == {step // 3 if step < 3 * T else "bidirectional"}
+    seen.clear()
+    process.loss(model, batch, Noise(0, "valid", 0, range(4)))
+    list(process.decode(model, batch, Noise(0, "decode", 0, range(4)), n_steps=2, n_samples=1))
+    process.bound(model, batch, train_noise(batch), 2)
+    assert set(seen) == {"bidirectional"}
+
+
+# ---- teacher and AR loss ----
+
+def test_soft_targets_are_the_mixture_of_gold_and_teacher_and_the_teacher_fades_in_a_line():
+    batch, teacher = ragged_batch(), tiny_model(seed=1)
+    logits = teacher.decode(AR.feed(batch.targets), teacher.encode(batch.inputs, batch.pad_mask, "causal"), "causal")
+    logits[..., MASK] = -torch.inf
+    for step, w in ((0, 0.8), (5, 0.4), (9, 0.08)):
+        soft = Guide(PROCESSES[0], AR, teacher, config(teacher_weight=0.8)).soften(batch, step)
+        assert (soft - (w * logits.softmax(-1) + (1 - w) * F.one_hot(batch.targets, V))).abs().max() < 1e-6
+        assert not soft.requires_grad
+
+
+@every_process
+def test_the_loss_of_soft_targets_is_the_same_mixture_of_losses(process):
+    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
+    loss = lambda soft: process.loss(model, batch, train_noise(batch), soft).total  # noqa: E731
+    p = torch.rand(4, T, V, generator=torch.Generator().manual_seed(0))
+    p[..., MASK] = 0  # absorbing: of probability 0, so 0 * inf
+    p, gold = p / p.sum(-1, keepdim=True), F.one_hot(batch.targets, V).float()
+    assert abs(loss(gold) - loss(None)) < 1e-5
+    assert abs(loss(0.3 * p + 0.7 * gold) - (0.3 * loss(p) + 0.7 * loss(None))) < 1e-4
+    assert abs(loss(p) - loss(None)) > 0.05
+
+
+@every_process
+def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_loss(process):
+    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
+    guide = Guide(process, AR, None, config(ar_weight=0.25))
+    plain, guided = (p.loss(model, batch, train_noise(batch)) for p in (process, guide))
+    logits = model.decode(AR.feed(batch.targets), model.encode(batch.inputs, batch.pad_mask), "causal")
+    assert abs(guided.total - plain.total - 0.25 * cross_entropy(logits, batch.targets).mean()) < 1e-5
+    assert torch.equal(guided.per_sequence, plain.per_sequence) and torch.equal(guided.t, plain.t)
+
+
+@every_process
+def test_every_help_trains_from_the_command_line_and_is_recorded(process, train, ar_run, tmp_path):
+    flags = [f"--init_from={ar_run.folder}", f"--process={process.name}", *FEW]
+    runs = {flag: train("diff", tmp_path / str(i), *flags, *flag.split()) for i, flag in enumerate(
+        ["", "--shift", "--anneal_steps=100", f"--teacher={ar_run.folder}", "--ar_weight=0.5"])}
+    weights = [run.checkpoint()["model"]["embedding.weight"] for run in runs.values()]
+    assert all(w.isfinite().all() for w in weights)
+    assert all(not torch.equal(w, v) for i, w in enumerate(weights) for v in weights[:i]), "each has an effect of its own"
+    shifted = process_of(runs["--shift"].checkpoint())
+    assert shifted.shift == 258 and process_of(runs["--anneal_steps=100"].checkpoint()).anneal_steps == 100
+    on = train("diff", tmp_path / "on", f"--init_from={runs['--shift'].folder}", *FEW)
+    assert process_of(on.checkpoint()).shift == 258, "a model that reads shifted goes on so"
+    on = train("diff", tmp_path / "off", f"--init_from={runs['--anneal_steps=100'].folder}", *FEW)
+    assert process_of(on.checkpoint()).anneal_steps == 0, "what was revealed is not hidden again"
+
+
+def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_compare(train, ar_run, tmp_path):
+    help = [f"--teacher={ar_run.folder}", "--teacher_weight=1", "--ar_weight=9"]
+    origin = [f"--init_from={ar_run.folder}", "--lr=1e-12", *FEW]
+    logs = [train("diff", tmp_path / str(i), *origin, *flags).log() for i, flags in enumerate((help, []))]
+    (train_helped, valid_helped), (train_alone, valid_alone) = [(log[0], log[-1]) for log in logs]
+    assert abs(valid_helped["loss"] - valid_alone["loss"]) < 1e-5 and abs(train_helped["loss"] - train_alone["loss"]) > 1
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--teacher=nowhere"], "no checkpoint at nowhere"),
+    (["--teacher_weight=1.5"], "--teacher_weight=1.5 must lie between 0 and 1"),
+    (["--ar_weight=-1"], "--ar_weight=-1.0 must not be negative"),
+    (["--anneal_steps=-1"], "--anneal_steps=-1 must not be negative"),
+    (["--anneal_steps=5", "--inputs_attention=full"], "--anneal_steps does not go with --inputs_attention=full"),
+    (["--shift", "--architecture=encoder-decoder"], "--shift: the targets of an encoder-decoder stand behind no inputs")])
+def test_what_makes_no_sense_is_one_line_and_writes_nothing(train, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        train("diff", tmp_path / "x", *FEW, *flags)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_teacher_of_another_kind_or_tokenizer_is_refused(train, text, task, diff_run, tmp_path):
+    with pytest.raises(UserError, match="is a 'uniform' checkpoint; only autoregressive ones can teach"):
+        train("diff", tmp_path / "x", f"--teacher={diff_run.folder}", *FEW)
+    other = train("ar", tmp_path / "bpe", "--tokenizer=bpe", *FEW)
+    with pytest.raises(UserError, match="was trained with the tokenizer 'bpe', this model uses 'bytes'"):
+        train("diff", tmp_path / "x", f"--teacher={other.folder}", *FEW)
