@@ -88,17 +88,22 @@ def evaluate_bits(config, checkpoint, path, meta):
     check(config.out is None, "--out is for answers; --metric=bits gives none")
     check(meta["kind"] == "task" or config.split in ("test", "valid"), f"--split={config.split}: text is measured on its "
                                                                        f"validation part")
-    writer, split, n_left_out = load_writer(config.checkpoint, config), "valid", 0
+    writer, split, n_left_out, objective = load_writer(config.checkpoint, config), "valid", 0, None
     if meta["kind"] == "text":
-        data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len)
+        trained = checkpoint["config"].get("objective")  # checkpoints of the first version have none
+        data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len, objective=trained)
+        objective = data.objective  # printed: bits of what another objective leaves open are another number
+        check((writer.process.name, objective) != ("uniform", "span"),
+              "the targets of --objective=span hold sentinels, which uniform noise never draws, so a uniform model has no "
+              "finite bound on them; AR, absorbing and gaussian models do")
         n = config.n_examples or 256
         batches = [data.valid_batch(range(k, min(k + config.batch_size, n))) for k in range(0, n, config.batch_size)]
     else:
         split, examples = config.split, read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
         batches, n_left_out = task_batches(examples, writer, config.batch_size)
     found = bits(writer, batches, config.n_draws, config.seed)
-    return found._asdict() | dict(n_left_out=n_left_out, n_draws=config.n_draws) | provenance(config, checkpoint, writer, path,
-                                                                                            split)
+    return (found._asdict() | dict(n_left_out=n_left_out, n_draws=config.n_draws, objective=objective)
+            | provenance(config, checkpoint, writer, path, split))
 
 
 def evaluate(config):
@@ -157,6 +162,7 @@ def report(r):
     trained = f"  trained: {' -> '.join(r['lineage'])}"
     if "per_token" in r:
         kind = "exact" if r["process"] == "ar" else f"upper bound, {r['n_draws']} noise levels each"
+        kind += f"; objective {r['objective']}" if r["objective"] else ""
         (per_token, error), (per_byte, byte_error) = r["per_token"], r["per_byte"]
         return [f"{r['checkpoint']} ({r['process']}; seed {r['seed']}) {facts}", trained,
                 f"  {per_token:.4f} +- {error:.4f} bits per target token, {per_byte:.4f} +- {byte_error:.4f} per byte ({kind})",

@@ -30,6 +30,7 @@ class LoopConfig:
     tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
     input_len: int | None = None  # input columns S (0 = plain language model); default: what the data recommends, else 64
     target_len: int | None = None  # target columns T, EOS included; default: what the data recommends, else 64
+    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: prefix, causal if input_len is 0
     too_long: str = "error"  # training examples that do not fit the canvas: error or drop
     steps: int = 1000  # optimizer steps
     batch_size: int = 64  # sequences per optimizer step, over all ranks
@@ -57,7 +58,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
     check_config(config)
     rank, world, device = start_ranks(config)
     input_len, target_len = canvas(config)
-    data = open_data(config.data, tokenizer, input_len, target_len, config.too_long)
+    data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, device)
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind

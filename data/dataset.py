@@ -1,7 +1,7 @@
 """Prepared data folders become batches. The rows of a step are a pure function of (seed, step, index of the row in the batch).
 
-A text folder (token files made by data/prepare.py) gives windows of a stream, cut at a fixed column: the first input_len tokens
-are the input, the next target_len the target (the paper's prefix LM objective; input_len = 0 is the plain language model).
+A text folder (token files made by data/prepare.py) gives windows of a stream, which an objective (objectives.py) turns into
+inputs and targets: by default the first input_len tokens and the next target_len, the paper's prefix LM.
 A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
 """
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from config import UserError, check
+from data.objectives import OBJECTIVES, choose, row_length
 from data.tasks import read_jsonl
 from noise import Noise
 
@@ -47,25 +48,27 @@ def read_meta(folder):
     return path, {"kind": "task", "name": path.name, "metric": "exact"}
 
 
-def open_data(folder, tokenizer, input_len, target_len, too_long="error"):
+def open_data(folder, tokenizer, input_len, target_len, too_long="error", objective=None):
     """Return TextData or TaskData for a prepared folder. Raises UserError when it is missing, empty or made for other ids."""
     path, meta = read_meta(folder)
     if meta["kind"] == "text":
         try:
-            return TextData(path, meta, tokenizer, input_len, target_len)
+            return TextData(path, meta, tokenizer, input_len, target_len, objective)
         except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is missing or empty, a key that is not there
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); prepare it again") from error
+    check(objective is None, f"--objective={objective} is for text, but {path} is a task, with inputs and targets of its own")
     return TaskData(path, tokenizer, input_len, target_len, too_long)
 
 
 class TextData:
     """Windows of memory-mapped token streams, each drawn from a source in proportion to the sources' weights."""
 
-    def __init__(self, path, meta, tokenizer, input_len, target_len):
+    def __init__(self, path, meta, tokenizer, input_len, target_len, objective):
         check(meta["tokenizer_hash"] == tokenizer.hash,
               f"{path} was tokenized with {meta['tokenizer']!r} ({meta['tokenizer_hash']}), but the model uses "
               f"{tokenizer.name!r} ({tokenizer.hash}); prepare it again with --tokenizer={tokenizer.name}")
-        self.input_len, self.length = input_len, input_len + target_len
+        self.objective, self.tokenizer, self.canvas = choose(objective, input_len), tokenizer, (input_len, target_len)
+        self.length = row_length(self.objective, *self.canvas)
         self.names = [source["name"] for source in meta["sources"]]
         weights = np.array([source["weight"] for source in meta["sources"]], dtype=np.float64)
         self.cumulative = np.cumsum(weights / weights.sum())
@@ -73,8 +76,8 @@ class TextData:
                         for split in ("train", "valid")}
         for split, streams in self.streams.items():
             for name, stream in zip(self.names, streams):
-                check(len(stream) > self.length, f"{path}: the {split} part of {name!r} has {len(stream)} tokens, fewer than "
-                                                 f"input_len + target_len + 1 = {self.length + 1}")
+                check(len(stream) > self.length, f"{path}: the {split} part of {name!r} has {len(stream)} tokens, but "
+                                                 f"--input_len={input_len} --target_len={target_len} need {self.length + 1}")
         self.n_tokens = sum(len(stream) for stream in self.streams["train"])
 
     def _windows(self, split, noise):
@@ -86,7 +89,7 @@ class TextData:
             start = int(u * (len(stream) - self.length))
             rows.append(stream[start:start + self.length].astype(np.int64))
         rows = torch.from_numpy(np.stack(rows))                                          # (B, L)
-        return Batch(rows[:, :self.input_len], None, rows[:, self.input_len:])
+        return Batch(*OBJECTIVES[self.objective](rows, noise, self.tokenizer, *self.canvas))
 
     def train_batch(self, seed, step, indices, batch_size):
         return self._windows("train", Noise(seed, "order", step, indices))

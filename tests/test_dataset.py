@@ -184,7 +184,7 @@ def test_text_made_for_other_ids_is_refused(text):
 def test_a_stream_shorter_than_the_canvas_is_refused_with_the_numbers(tmp_path):
     folder = write_text(tmp_path / "t", [range(100)], [range(20)])
     open_data(folder, BYTES, 9, 10)
-    with pytest.raises(UserError, match=r"valid part of 's0' has 20 tokens, fewer than input_len \+ target_len \+ 1 = 21"):
+    with pytest.raises(UserError, match=r"valid part of 's0' has 20 tokens, but --input_len=10 --target_len=10 need 21"):
         open_data(folder, BYTES, 10, 10)
 
 
