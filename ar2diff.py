@@ -28,6 +28,8 @@ def transfer(checkpoint, process, seed=0):
     """
     name = checkpoint["process"]["name"]
     check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
+    check(checkpoint["shape"]["architecture"] == "decoder-only" or process.inputs_attention != "full",
+          "--inputs_attention=full: in an encoder-decoder inputs never see targets")
     shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
     if process.vector_width:
         torch.default_generator.manual_seed(seed)

@@ -78,6 +78,11 @@ def ar_run(train, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def encoder_decoder_run(train, tmp_path_factory):
+    return train("ar", tmp_path_factory.mktemp("runs") / "encoder_decoder", "--architecture=encoder-decoder")
+
+
+@pytest.fixture(scope="session")
 def diff_run(train, tmp_path_factory):
     return train("diff", tmp_path_factory.mktemp("runs") / "diff")
 

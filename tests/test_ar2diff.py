@@ -21,9 +21,15 @@ NEW = {"noisy.table.weight", "noisy.vectors_in.weight", "noisy.level_in.weight"}
 every_process = pytest.mark.parametrize("process", [UNIFORM, ABSORBING, GAUSSIAN], ids=["uniform", "absorbing", "gaussian"])
 
 
+@pytest.fixture(params=["ar_run", "encoder_decoder_run"])
+def any_ar_run(request):
+    """An AR run of each architecture."""
+    return request.getfixturevalue(request.param)
+
+
 @every_process
-def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run, process):
-    before = ar_run.checkpoint()
+def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(any_ar_run, process):
+    before = any_ar_run.checkpoint()
     untouched = copy.deepcopy(before["model"])
     after, report = transfer(before, process)
     assert before["model"].keys() == dict(Transformer(**before["shape"]).named_parameters()).keys()
@@ -45,8 +51,8 @@ def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(ar_run, p
 
 
 @every_process
-def test_the_report_is_complete_and_calls_new_exactly_what_is(ar_run, process):
-    c = ar_run.checkpoint()
+def test_the_report_is_complete_and_calls_new_exactly_what_is(any_ar_run, process):
+    c = any_ar_run.checkpoint()
     after, report = transfer(c, process)
     assert {(name, shape) for name, shape, *_ in report} == {(name, tuple(t.shape)) for name, t in after["model"].items()}
     assert {name for name, *_, fate in report if fate == "new"} == (NEW if process is GAUSSIAN else set())

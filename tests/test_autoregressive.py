@@ -12,7 +12,7 @@ import autoregressive
 import conftest
 from autoregressive import Autoregressive, best_of
 from data.dataset import Batch
-from model import Transformer
+from model import ARCHITECTURES, Transformer
 from noise import Noise
 
 V, S, T = 12, 4, 6
@@ -300,10 +300,11 @@ def train(model, process, batches, lr=1e-2):
     return losses
 
 
-def test_random_tokens_cannot_be_predicted_better_than_log_v():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_random_tokens_cannot_be_predicted_better_than_log_v(architecture):
     """On fresh random tokens every loss below log V is a token that the model should not have seen."""
     torch.manual_seed(0)
-    model, rng = Transformer(8, n_layer=2, width=32, n_head=2), torch.Generator().manual_seed(0)
+    model, rng = Transformer(8, 2, 32, 2, architecture), torch.Generator().manual_seed(0)
     fresh = lambda: torch.randint(8, (64, 6), generator=rng)
     losses = train(model, Autoregressive(0, 1, 2), (Batch(fresh(), None, fresh()) for _ in range(100)))
     assert min(np.convolve(losses, np.full(10, 0.1), "valid")) > math.log(8) - 0.02
@@ -311,9 +312,10 @@ def test_random_tokens_cannot_be_predicted_better_than_log_v():
 
 
 @pytest.mark.slow
-def test_one_batch_is_memorised_to_a_loss_near_zero_and_decoded_exactly():
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_batch_is_memorised_to_a_loss_near_zero_and_decoded_exactly(architecture):
     torch.manual_seed(0)
-    model, batch = Transformer(V, n_layer=2, width=32, n_head=2), ragged_batch(lengths=(4, 2, 1, 3))
+    model, batch = Transformer(V, 2, 32, 2, architecture), ragged_batch(lengths=(4, 2, 1, 3))
     batch.targets[0, 3:] = torch.tensor([EOS, PAD, PAD])
     batch.targets[1, 5] = EOS
     losses = train(model, PROCESS, [batch] * 100)

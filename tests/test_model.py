@@ -13,19 +13,22 @@ from autoregressive import Autoregressive
 from config import UserError
 from data.dataset import Batch
 from diffusion import Absorbing, Gaussian, Uniform
-from model import SIZES, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
+from model import ARCHITECTURES, SIZES, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
 from noise import Noise
 
 V, S, T = 40, 5, 6
 PATTERNS = [("causal", "causal"), ("causal", "bidirectional"), ("bidirectional", "causal"), ("bidirectional", "bidirectional"),
             ("full", "bidirectional")]
 each_pattern = pytest.mark.parametrize("inputs_attention, targets_attention", PATTERNS)
+EACH = [("decoder-only", *pattern) for pattern in PATTERNS] + [("encoder-decoder", *pattern) for pattern in PATTERNS[:4]]
+each_architecture_and_pattern = pytest.mark.parametrize("architecture, inputs_attention, targets_attention", EACH)
+each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def tiny_model(seed=0, dropout=0.0, vector_width=0):
+def tiny_model(architecture="decoder-only", seed=0, dropout=0.0, vector_width=0):
     torch.manual_seed(seed)
-    model = Transformer(V, n_layer=2, width=16, n_head=2, vector_width=vector_width, dropout=dropout).eval()
+    model = Transformer(V, 2, 16, 2, architecture, vector_width=vector_width, dropout=dropout).eval()
     torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: a wrong one shows
     return model
 
@@ -60,60 +63,87 @@ def may_see(inputs_attention, targets_attention, n_inputs, n_targets):
     return seen
 
 
-def reference_logits(model, inputs, y, seen, pad_mask=None):
-    """Return the targets' logits from one joint pass in float64 numpy; rotary positions are complex products here."""
-    weights = {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
-    n_head, D = model.shape["n_head"], model.shape["width"] // model.shape["n_head"]
-    norm = lambda x: x / np.sqrt((x * x).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
-    x = norm(weights["embedding.weight"][np.concatenate((inputs, y), axis=1)])
-    B, L, C = x.shape
-    waves = np.exp(1j * np.arange(y.shape[1])[:, None] * 10000.0 ** (-2 * np.arange(C // 2) / C))
-    x[:, inputs.shape[1]:] += np.concatenate((waves.real, waves.imag), axis=1)
-    seen = np.broadcast_to(seen, (B, L, L)).copy()
-    if pad_mask is not None:
-        padded = np.pad(pad_mask.numpy(), ((0, 0), (0, L - pad_mask.shape[1])))
-        seen &= ~padded[:, None, :] | np.eye(L, dtype=bool)
-    turn = np.exp(1j * np.arange(L)[:, None] * 10000.0 ** (-2 * np.arange(D // 2) / D))
+def rms_normed(x):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
 
-    def placed(x):
-        z = (x[..., :D // 2] + 1j * x[..., D // 2:]) * turn
+
+def waves(positions, n):
+    """Return exp(i angle), (len(positions), n)."""
+    return np.exp(1j * positions[:, None] * 10000.0 ** (-np.arange(n) / n))
+
+
+def attended(q, k, v, seen, n_head, first_query, first_key):
+    """Return (B, T, C): what each query takes from the values it may see, nothing where it sees none. Seen: (B, T, L)."""
+    def placed(x, first):
+        x = rms_normed(x)
+        z = (x[..., :D // 2] + 1j * x[..., D // 2:]) * waves(first + np.arange(x.shape[1]), D // 2)
         return np.concatenate((z.real, z.imag), axis=-1)
 
-    for n in range(model.shape["n_layer"]):
-        weight = lambda name: weights[f"blocks.{n}.{name}.weight"].T  # noqa: B023 (used within this turn of the loop)
-        q, k, v = np.split(norm(x) @ weight("qkv"), 3, axis=-1)
-        heads = []
-        for h in range(n_head):
-            part = slice(h * D, (h + 1) * D)
-            scores = placed(norm(q[..., part])) @ placed(norm(k[..., part])).swapaxes(1, 2) / math.sqrt(D)
-            e = np.exp(scores) * seen
-            heads.append(e / e.sum(-1, keepdims=True) @ v[..., part])
-        x = x + np.concatenate(heads, axis=-1) @ weight("attention_out")
-        x = x + np.maximum(norm(x) @ weight("mlp_in"), 0) ** 2 @ weight("mlp_out")
-    return (norm(x) * 128 / x.shape[-1] @ weights["embedding.weight"].T)[:, inputs.shape[1]:]
+    D, heads = q.shape[-1] // n_head, []
+    for h in range(n_head):
+        part = slice(h * D, (h + 1) * D)
+        scores = placed(q[..., part], first_query) @ placed(k[..., part], first_key).swapaxes(1, 2) / math.sqrt(D)
+        e = np.exp(scores) * seen
+        heads.append(e / np.maximum(e.sum(-1, keepdims=True), 1e-300) @ v[..., part])
+    return np.concatenate(heads, axis=-1)
+
+
+def reference_logits(model, inputs, y, seen, pad_mask=None):
+    """Return the targets' logits in float64 numpy: one joint pass, or encoder and decoder. Rotary positions are complex."""
+    weights = {name: tensor.detach().double().numpy() for name, tensor in model.state_dict().items()}
+    n_head, S = model.shape["n_head"], inputs.shape[1]
+
+    def block(name, x, seen, first, encoded=None):
+        weight = lambda part: weights[f"{name}.{part}.weight"].T
+        x = x + attended(*np.split(rms_normed(x) @ weight("qkv"), 3, -1), seen, n_head, first, first) @ weight("attention_out")
+        if encoded is not None:
+            q, keys_values = rms_normed(x) @ weight("cross.q"), np.split(encoded @ weight("cross.kv"), 2, -1)
+            x = x + attended(q, *keys_values, ~padded[:, None, :S], n_head, 0, -S) @ weight("cross.out")
+        return x + np.maximum(rms_normed(x) @ weight("mlp_in"), 0) ** 2 @ weight("mlp_out")
+
+    x = rms_normed(weights["embedding.weight"][np.concatenate((inputs, y), axis=1)])
+    B, L, C = x.shape
+    z = waves(np.arange(L - S), C // 2)
+    x[:, S:] += np.concatenate((z.real, z.imag), axis=1)
+    padded = np.zeros((B, L), dtype=bool)
+    padded[:, :S] = pad_mask is not None and pad_mask.numpy()
+    seen = seen & ~padded[:, None, :] | np.eye(L, dtype=bool)
+    layers = range(model.shape["n_layer"])
+    if model.shape["architecture"] == "decoder-only":
+        for n in layers:
+            x = block(f"blocks.{n}", x, seen, -S)
+        x = x[:, S:]
+    else:
+        encoded, x = x[:, :S], x[:, S:]
+        for n in layers:
+            encoded = block(f"encoder.{n}", encoded, seen[:, :S, :S], -S)
+        for n in layers:
+            x = block(f"blocks.{n}", x, seen[:, S:, S:], 0, rms_normed(encoded))
+    return rms_normed(x) * 128 / C @ weights["embedding.weight"].T
 
 
 # ---- what sees what ----
 
-@each_pattern
+@each_architecture_and_pattern
 @pytest.mark.parametrize("lengths", [None, [5, 2, 0]], ids=["unpadded", "padded"])
-def test_encode_then_decode_is_the_joint_pass_under_an_explicit_mask(inputs_attention, targets_attention, lengths):
-    model, inputs, y = tiny_model(), tokens(3, S), tokens(3, T, seed=1)
+def test_encode_then_decode_is_the_reference_under_an_explicit_mask(architecture, inputs_attention, targets_attention, lengths):
+    model, inputs, y = tiny_model(architecture), tokens(3, S), tokens(3, T, seed=1)
     pad_mask = None if lengths is None else left_padded(lengths, S)
     expected = reference_logits(model, inputs, y, may_see(inputs_attention, targets_attention, S, T), pad_mask)
     found = forward(model, inputs, y, inputs_attention, targets_attention, pad_mask)
     assert abs(found.detach().numpy() - expected).max() < 2e-5
 
 
-@each_pattern
-def test_a_changed_token_moves_exactly_the_columns_that_may_see_it(inputs_attention, targets_attention):
-    model, columns, hidden = tiny_model(), tokens(2, S + T), []
-    model.blocks[-1].register_forward_hook(lambda module, args, result: hidden.append(result[0]))
+@each_architecture_and_pattern
+def test_a_changed_token_moves_exactly_the_columns_that_may_see_it(architecture, inputs_attention, targets_attention):
+    model, columns, hidden = tiny_model(architecture), tokens(2, S + T), []
+    for stack in filter(None, (model.encoder, model.blocks)):
+        stack[-1].register_forward_hook(lambda module, args, result: hidden.append(result[0]))
 
     def states(columns):
         hidden.clear()
         logits = forward(model, columns[:, :S], columns[:, S:], inputs_attention, targets_attention)
-        return torch.cat(hidden, dim=1), logits  # (B, L, C) whether the last block ran once (full) or twice (encode, decode)
+        return torch.cat(hidden, dim=1), logits  # (B, L, C), in one pass (full) or from encode and decode
 
     before, logits_before = states(columns)
     assert before.shape[1] == S + T
@@ -154,21 +184,22 @@ def test_without_inputs_it_is_a_plain_language_model(inputs_attention, targets_a
 
 def test_nothing_padded_means_no_mask_which_keeps_the_fast_kernels(monkeypatch):
     model, calls, attend = tiny_model(), [], F.scaled_dot_product_attention
-    spy = lambda *args, **kw: calls.append(kw["attn_mask"]) or attend(*args, **kw)
+    spy = lambda *args, **kw: calls.append(kw.get("attn_mask")) or attend(*args, **kw)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     forward(model, tokens(1, S), tokens(1, T), "causal", "bidirectional")
     forward(model, tokens(1, S), tokens(1, T), "full", "bidirectional")
     forward(model, tokens(1, 0), tokens(1, T), "causal", "causal")
     context = model.encode(tokens(1, S))
     model.decode(tokens(1, 1), context, "causal", extend=True)
-    assert len(calls) == 12 and all(mask is None for mask in calls)
+    forward(tiny_model("encoder-decoder"), tokens(1, S), tokens(1, T), "causal", "bidirectional")
+    assert len(calls) == 12 + 2 + 2 * 2 and all(mask is None for mask in calls)
 
 
 # ---- padding ----
 
-@each_pattern
-def test_padding_changes_nothing_whatever_its_amount_and_content(inputs_attention, targets_attention):
-    model, y = tiny_model(), tokens(3, T, seed=1)
+@each_architecture_and_pattern
+def test_padding_changes_nothing_whatever_its_amount_and_content(architecture, inputs_attention, targets_attention):
+    model, y = tiny_model(architecture), tokens(3, T, seed=1)
     lengths, inputs = [4, 2, 1], tokens(3, 4)
     alone = [forward(model, inputs[b:b + 1, 4 - n:], y[b:b + 1], inputs_attention, targets_attention)
              for b, n in enumerate(lengths)]
@@ -198,10 +229,12 @@ def test_no_row_of_a_mask_is_empty_which_some_kernels_turn_into_nan(causal):
         assert mask.any(-1).all()
 
 
-def test_large_activations_do_not_beat_the_mask():
-    model, y = tiny_model(), tokens(1, T)
+@each_architecture
+def test_large_activations_do_not_beat_the_mask(architecture):
+    model, y = tiny_model(architecture), tokens(1, T)
     with torch.no_grad():
-        model.blocks[0].qkv.weight[32:] *= 1e6  # values so large that any finite mask value leaks
+        for linear in (model.blocks[0].qkv,) if model.encoder is None else (model.encoder[0].qkv, model.blocks[0].cross.kv):
+            linear.weight[-16:] *= 1e6  # values so large that any finite mask value leaks
     one, other = tokens(1, S), tokens(1, S)
     other[:, :2] = (one[:, :2] + 1) % V
     pad_mask = left_padded([3], S)
@@ -211,10 +244,11 @@ def test_large_activations_do_not_beat_the_mask():
 # ---- the cache ----
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 6])
-@pytest.mark.parametrize("lengths", [None, [5, 2, 0], "no inputs"])
+@pytest.mark.parametrize("architecture, lengths", [(name, lengths) for name in ARCHITECTURES for lengths in (None, [5, 2, 0])] +
+                         [("decoder-only", "no inputs")])
 @pytest.mark.parametrize("inputs_attention", ["causal", "bidirectional"])
-def test_decoding_with_the_cache_equals_one_pass(inputs_attention, lengths, chunk):
-    model, y = tiny_model(), tokens(3, T, seed=1)
+def test_decoding_with_the_cache_equals_one_pass(architecture, inputs_attention, lengths, chunk):
+    model, y = tiny_model(architecture), tokens(3, T, seed=1)
     inputs = tokens(3, 0 if lengths == "no inputs" else S)
     pad_mask = left_padded(lengths, S) if isinstance(lengths, list) else None
     once = forward(model, inputs, y, inputs_attention, "causal", pad_mask)
@@ -224,8 +258,9 @@ def test_decoding_with_the_cache_equals_one_pass(inputs_attention, lengths, chun
     assert context.n_targets == T
 
 
-def test_decoding_leaves_the_context_as_it_was_unless_told_to_extend_it():
-    model, y = tiny_model(), tokens(3, T, seed=1)
+@each_architecture
+def test_decoding_leaves_the_context_as_it_was_unless_told_to_extend_it(architecture):
+    model, y = tiny_model(architecture), tokens(3, T, seed=1)
     context = model.encode(tokens(3, S), left_padded([5, 2, 0], S))
     first = model.decode(y, context, "bidirectional")
     model.decode(tokens(3, T, seed=2), context, "causal")
@@ -235,33 +270,35 @@ def test_decoding_leaves_the_context_as_it_was_unless_told_to_extend_it():
     assert torch.equal(model.decode(y, context, "bidirectional"), first)
 
 
-@each_pattern
-def test_a_repeated_context_is_the_context_of_repeated_inputs(inputs_attention, targets_attention):
-    model, inputs, pad_mask, y = tiny_model(), tokens(2, S), left_padded([5, 2], S), tokens(6, T, seed=1)
+@each_architecture_and_pattern
+def test_a_repeated_context_is_the_context_of_repeated_inputs(architecture, inputs_attention, targets_attention):
+    model, inputs, pad_mask, y = tiny_model(architecture), tokens(2, S), left_padded([5, 2], S), tokens(6, T, seed=1)
     shared = model.decode(y, model.encode(inputs, pad_mask, inputs_attention).repeat(3), targets_attention)
     for row in range(6):  # rows 0-2 belong to the first input, 3-5 to the second
         b = slice(row // 3, row // 3 + 1)
         alone = forward(model, inputs[b], y[row:row + 1], inputs_attention, targets_attention, pad_mask[b])
         assert (shared[row] - alone[0]).abs().max() < 2e-5
-    nothing = model.encode(tokens(2, 0)).repeat(3)
-    assert model.decode(y, nothing, "causal").shape == (6, T, V)
+    if architecture == "decoder-only":
+        nothing = model.encode(tokens(2, 0)).repeat(3)
+        assert model.decode(y, nothing, "causal").shape == (6, T, V)
 
 
 # ---- the parts ----
 
-@pytest.mark.parametrize("S_now", [0, S])
-def test_slots_that_are_fed_the_same_token_can_tell_where_they_stand(S_now):
+@pytest.mark.parametrize("architecture, S_now", [("decoder-only", 0), ("decoder-only", S), ("encoder-decoder", S)])
+def test_slots_that_are_fed_the_same_token_can_tell_where_they_stand(architecture, S_now):
     """Rotary angles alone cannot do this: over equal values attention gives the same at every position.
 
     The code task from scratch, 1,200 steps: without it 4 to 8 % of masked diffusion's programs were right, with it 84 %.
     """
-    model, y = tiny_model(), torch.full((1, T), 3)
+    model, y = tiny_model(architecture), torch.full((1, T), 3)
     logits = forward(model, torch.full((1, S_now), 3), y, "bidirectional", "bidirectional")[0]
     assert min((logits[i] - logits[j]).abs().max() for i in range(T) for j in range(i)) > 0.01
 
 
-def test_targets_stand_at_the_same_positions_however_wide_the_inputs_are_padded():
-    model, y = tiny_model(), tokens(2, T, seed=1)
+@each_architecture
+def test_targets_stand_at_the_same_positions_however_wide_the_inputs_are_padded(architecture):
+    model, y = tiny_model(architecture), tokens(2, T, seed=1)
     narrow = forward(model, tokens(2, S), y, "causal", "bidirectional")
     wide = F.pad(tokens(2, S), (40, 0), value=5)
     assert (forward(model, wide, y, "causal", "bidirectional", left_padded([S, S], S + 40)) - narrow).abs().max() < 2e-5
@@ -292,20 +329,24 @@ def test_sizes_by_name_and_by_shape(size, n_layer, width, n_head):
 def test_parameter_counts_are_those_of_the_paper():
     counted = Transformer(V, 3, 32, 4).n_params()
     assert counted == V * 32 + 3 * 12 * 32 * 32  # tied embedding; 4 C^2 of attention and 8 C^2 of MLP a layer
+    assert Transformer(V, 3, 32, 4, "encoder-decoder").n_params() == counted + 3 * (12 + 4) * 32 * 32  # and 4 C^2 across
     backbones = {name: n_layer * 12 * width * width for name, (n_layer, width, _) in SIZES.items()}
     assert round(backbones["base"] / 1e6) == 85
     assert round((backbones["base"] + 256_000 * 768) / 1e6, -1) == 280  # with the PaLM vocabulary, section 5.1
     assert round((backbones["xl"] + 256_000 * 2048) / 1e9, 1) == 1.7
 
 
-@pytest.mark.parametrize("logits", [True, False])
-def test_flops_are_what_pytorch_counts_in_the_matrix_products(logits):
-    model, y = tiny_model(), tokens(3, T)
-    model.logits = model.logits if logits else (lambda x: x)
-    with FlopCounterMode(display=False) as counter:
-        forward(model, tokens(3, 0), y, "causal", "bidirectional")
-    counted = {str(op): n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op)}
-    assert flops(model.shape, y.numel(), logits) == sum(counted.values()) > 0
+@each_architecture
+def test_flops_are_what_pytorch_counts_in_the_matrix_products(architecture):
+    def counted(run, *args):
+        with FlopCounterMode(display=False) as counter:
+            result = run(*args)
+        return result, sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+
+    model, inputs, y = tiny_model(architecture), tokens(3, S), tokens(3, T)
+    context, n = counted(model.encode, inputs)
+    assert n == flops(model.shape, inputs.numel(), logits=False) > 0
+    assert counted(model.decode, y, context, "bidirectional")[1] == flops(model.shape, y.numel())
 
 
 @pytest.mark.parametrize("size", ["bas", "", "4x128", "4x128x4x1", "0x128x4", "4x-128x4", "4x128x0", "axbxc", "4x130x4",
@@ -315,21 +356,34 @@ def test_impossible_sizes_are_user_errors(size):
         shape_of(size)
 
 
-@pytest.mark.parametrize("size", ["4x96x3", "tiny", "mini", "base"])
-def test_an_untrained_model_of_any_width_starts_near_log_v(size):
+@pytest.mark.parametrize("architecture, size", [(name, size) for name in ARCHITECTURES for size in ("4x96x3", "tiny", "mini")] +
+                         [("decoder-only", "base")])
+def test_an_untrained_model_of_any_width_starts_near_log_v(architecture, size):
     """Without the factor 1/C in logits() base starts at 14.6 nats, 6.3 above: every slot echoes the token that it was fed."""
     n_layer, width, n_head = shape_of(size)
     torch.manual_seed(0)
-    model = Transformer(4096, n_layer, width, n_head)
+    model = Transformer(4096, n_layer, width, n_head, architecture)
     with torch.no_grad():
         logits = model.decode(torch.randint(4096, (4, 16)), model.encode(torch.randint(4096, (4, 16))), "bidirectional")
     loss = F.cross_entropy(logits.flatten(0, 1), torch.randint(4096, (4 * 16,)))
     assert -0.5 < loss - math.log(4096) < 1.5
 
 
-@each_pattern
-def test_vectors_take_the_place_of_the_tokens_that_they_are_the_embedding_of(inputs_attention, targets_attention):
-    model, inputs, y, pad_mask = tiny_model(), tokens(3, S), tokens(3, T, seed=1), left_padded([5, 2, 0], S)
+@each_architecture
+def test_the_residual_stream_of_an_untrained_model_does_not_grow_with_depth(architecture):
+    power = {2: [], 12: []}  # layers -> mean square of what encode and decode end with
+    for n_layer, found in power.items():
+        torch.manual_seed(0)
+        model = Transformer(V, n_layer, 64, 4, architecture)
+        for stack in filter(None, (model.encoder, model.blocks)):
+            stack[-1].register_forward_hook(lambda module, args, result, found=found: found.append(result[0].square().mean()))
+        forward(model, tokens(16, 1), tokens(16, 1, seed=1), "causal", "causal")  # one column: attention averages nothing away
+    assert all(0.8 < deep / flat < 1.25 and deep < 3.1 for flat, deep in zip(*power.values()))
+
+
+@each_architecture_and_pattern
+def test_vectors_take_the_place_of_the_tokens_that_they_are_the_embedding_of(architecture, inputs_attention, targets_attention):
+    model, inputs, y, pad_mask = tiny_model(architecture), tokens(3, S), tokens(3, T, seed=1), left_padded([5, 2, 0], S)
     expected = forward(model, inputs, y, inputs_attention, targets_attention, pad_mask)
     found = forward(model, inputs, model.embedding(y), inputs_attention, targets_attention, pad_mask)
     assert torch.equal(found, expected)
@@ -380,21 +434,22 @@ def loss_and_gradients(model, process, batch):
     return float(loss.detach()), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@each_pattern
-def test_bfloat16_autocast_is_finite_and_near_float32(inputs_attention, targets_attention):
-    model, batch = tiny_model(), batch_with_padding()
+@each_architecture_and_pattern
+def test_bfloat16_autocast_is_finite_and_near_float32(architecture, inputs_attention, targets_attention):
+    model, batch = tiny_model(architecture), batch_with_padding()
     exact = forward(model, batch.inputs, batch.targets, inputs_attention, targets_attention, batch.pad_mask)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = forward(model, batch.inputs, batch.targets, inputs_attention, targets_attention, batch.pad_mask)
     assert rounded.dtype == torch.bfloat16 and 0 < (rounded - exact).abs().max() < 0.15
 
 
-@pytest.mark.parametrize("inputs_attention", ["causal", "bidirectional", "full"])
+@pytest.mark.parametrize("architecture, inputs_attention", [("decoder-only", "causal"), ("decoder-only", "bidirectional"),
+                                                            ("decoder-only", "full"), ("encoder-decoder", "bidirectional")])
 @pytest.mark.parametrize("process", [Uniform(V - 2), Absorbing(V - 1), Gaussian(8, self_condition=1.0)],
                          ids=["uniform", "absorbing", "gaussian"])
-def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(process, inputs_attention):
+def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(architecture, process, inputs_attention):
     process = dataclasses.replace(process, inputs_attention=inputs_attention)
-    model, batch = tiny_model(vector_width=process.vector_width), batch_with_padding()
+    model, batch = tiny_model(architecture, vector_width=process.vector_width), batch_with_padding()
     exact_loss, exact = loss_and_gradients(model, process, batch)
     with torch.autocast("cpu", torch.bfloat16):
         loss, gradients = loss_and_gradients(model, process, batch)
@@ -403,8 +458,8 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(process, inp
         assert (g - exact[name]).norm() < 0.1 * exact[name].norm(), name
 
 
-def compiled_equals_eager(process, batch, tolerance, backend="inductor"):
-    model = tiny_model(vector_width=process.vector_width).to(batch.inputs.device)
+def compiled_equals_eager(process, batch, tolerance, backend="inductor", architecture="decoder-only"):
+    model = tiny_model(architecture, vector_width=process.vector_width).to(batch.inputs.device)
     loss, gradients = loss_and_gradients(model, process, batch)
     names = list(model.state_dict())
     torch._dynamo.reset()
@@ -418,9 +473,10 @@ def compiled_equals_eager(process, batch, tolerance, backend="inductor"):
 
 
 @pytest.mark.slow
-def test_the_compiler_traces_the_same_loss_and_gradients():
+@each_architecture
+def test_the_compiler_traces_the_same_loss_and_gradients(architecture):
     """Graph capture and its derivative, without code generation: fast, and needs no C++ compiler."""
-    compiled_equals_eager(Uniform(V - 2), batch_with_padding(), 1e-5, backend="aot_eager")
+    compiled_equals_eager(Uniform(V - 2), batch_with_padding(), 1e-5, "aot_eager", architecture)
 
 
 @pytest.mark.slow
