@@ -192,7 +192,7 @@ class Block(nn.Module):
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
         if self.cross is not None:
-            x = x + self.dropout(self.cross(rms_norm(x), rotary, *cross))
+            x = x + self.dropout(self.cross(x, rotary, *cross))  # normalised there, as QK-norm
         h = F.relu(self.mlp_in(rms_norm(x)), inplace=True)                               # (B, T, 4C)
         return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
 
