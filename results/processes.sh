@@ -5,7 +5,7 @@ set -euo pipefail
 PY=${PYTHON:-python} OUT=${OUT:-out/processes} TEXT=${1:?the path of tiny Shakespeare}
 run() { echo; echo "\$ python $*"; "$PY" "$@"; }
 
-# Bits per character: the same model, the same 4,000 x 12 x 64 characters for each; then four times as many, to see the gaps move.
+# Bits per character: the same model, the same 4,000 x 12 x 64 characters for each; then twice as many, to see the gap move.
 [ -d data/prepared/shakespeare ] || run data/prepare.py text --sources="$TEXT" --tokenizer=bytes --out=data/prepared/shakespeare
 characters="--data=shakespeare --size=4x128x4 --input_len=0 --target_len=64 --batch_size=12 --lr=2e-3 --log_every=500 --eval_every=2000"
 bits() { # steps, models
@@ -17,7 +17,7 @@ bits() { # steps, models
     done
 }
 bits 4000 ar absorbing uniform gaussian
-bits 16000 ar absorbing uniform
+bits 8000 ar absorbing
 
 # Code: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights.
 [ -d data/prepared/code ] || run data/prepare.py code
@@ -25,8 +25,9 @@ bits 16000 ar absorbing uniform
 canvas="--size=4x96x3 --batch_size=16 --log_every=200 --eval_every=100000 --eval_sequences=128"
 run train_ar.py --data=python --lr=3e-4 --steps=200 --input_len=24 --target_len=32 $canvas --out_dir="$OUT/ar"
 for process in uniform absorbing gaussian; do
-    run train_diff.py --data=code --lr=3e-3 --steps=1200 $canvas --process=$process --init_from="$OUT/ar" --out_dir="$OUT/$process"
-    run train_diff.py --data=code --lr=3e-3 --steps=1200 $canvas --process=$process --out_dir="$OUT/${process}_scratch"
+    [ $process = uniform ] && steps=1200 || steps=2400  # uniform makes two passes a step
+    run train_diff.py --data=code --lr=3e-3 --steps=$steps $canvas --process=$process --init_from="$OUT/ar" --out_dir="$OUT/$process"
+    run train_diff.py --data=code --lr=3e-3 --steps=$steps $canvas --process=$process --out_dir="$OUT/${process}_scratch"
     for model in $process ${process}_scratch; do run eval.py "$OUT/$model" --n_examples=200 --n_steps=32 --allow_code_execution; done
 done
 run results/decoders.py --allow_code_execution --models="$OUT/uniform,$OUT/absorbing,$OUT/gaussian" --out="$OUT/decoders"
