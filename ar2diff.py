@@ -1,6 +1,7 @@
 """AR -> diffusion: keep every weight of an autoregressive model, change what it is fed and what it may see.
 
     python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
+    python ar2diff.py gpt2 out/gpt2_ar2diff0
 
 Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is
 the process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that
@@ -12,10 +13,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import build_model, describe, find_checkpoint, lineage, load_checkpoint, save_checkpoint, tokenizer_of
+from checkpoint import build_model, describe, find_checkpoint, lineage, load_checkpoint, model_of, save_checkpoint, tokenizer_of
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
-from model import INPUTS_ATTENTION, Transformer
+from model import INPUTS_ATTENTION
 
 
 @torch.random.fork_rng(devices=[])  # whatever is drawn here, the caller's generator is left alone
@@ -33,7 +34,7 @@ def transfer(checkpoint, process, seed=0):
     shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
     if process.vector_width:
         torch.default_generator.manual_seed(seed)
-        model = {f"noisy.{k}": v for k, v in Transformer(**shape).noisy.state_dict().items()} | model
+        model = {f"noisy.{k}": v for k, v in model_of(shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {k: v for k, v in checkpoint.items() if k not in dropped}
     converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}
@@ -54,7 +55,7 @@ def causal_logits(checkpoint):
 
 @dataclass
 class Config:
-    source: str  # AR checkpoint: a .pt file or the out_dir of a run
+    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or GPT-2's weights (gpt2, or a folder: gpt2.py)
     target: str  # the diffusion checkpoint to write
     process: str = "uniform"  # uniform (the paper), absorbing or gaussian
     inputs_attention: str = "bidirectional"  # causal, bidirectional or full

@@ -1,8 +1,9 @@
 """One writer and one reader of checkpoints: plain tensors and primitives, nothing that could run code when loaded.
 
-A checkpoint holds: model (state dict), shape (constructor arguments of the Transformer), process (its name and options),
-tokenizer (name and hash), input_len, target_len, step, config (all flags), history (the runs it descends from); and, to resume,
-optimizer and best (the lowest validation loss so far).
+A checkpoint holds: model (state dict), shape (constructor arguments of the Transformer, and its flavour if that is gpt2.py's),
+process (its name and options), tokenizer (name and hash), input_len, target_len, step, config (all flags), history (the runs it
+descends from); and, to resume, optimizer and best (the lowest validation loss so far). A file of GPT-2's weights is read as
+such a checkpoint, too.
 """
 import os
 import pickle
@@ -17,9 +18,11 @@ from autoregressive import Autoregressive
 from config import UserError, check
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES
+from gpt2 import GPT2, PUBLISHED, WEIGHTS, fetch_weights, import_weights
 from model import Transformer
 
 FORMAT = "ar2diff-2"
+FLAVOURS = {"ar2diff": Transformer, "gpt2": GPT2}
 
 
 def save_checkpoint(path, checkpoint):
@@ -40,16 +43,25 @@ def save_checkpoint(path, checkpoint):
 
 
 def find_checkpoint(path):
-    """Return the file: `path` itself, or ckpt.pt in it if it is the out_dir of a run."""
+    """Return the file: `path` itself, ckpt.pt or model.safetensors in it, or that of a published GPT-2, fetched if need be."""
+    if str(path) in PUBLISHED and not Path(path).exists():
+        return fetch_weights(str(path))
     path = Path(path)
     file = path / "ckpt.pt" if path.is_dir() else path
-    check(file.is_file(), f"no checkpoint at {file}; give the .pt file or the out_dir of a run")
+    if not file.exists() and (path / WEIGHTS).is_file():
+        return path / WEIGHTS
+    check(file.is_file(), f"no checkpoint at {file}; give the .pt file or the out_dir of a run, or {', '.join(PUBLISHED)}")
     return file
 
 
-def load_checkpoint(path, device="cpu"):
-    """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file; never runs code from it."""
+def load_checkpoint(path, device="cpu", tokenizer=None):
+    """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file; never runs code from it.
+
+    tokenizer: the name of the one that a file of GPT-2's weights goes with; every other checkpoint knows its own.
+    """
     file = find_checkpoint(path)
+    if file.suffix == ".safetensors":
+        return {"format": FORMAT} | import_weights(file, tokenizer)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
@@ -66,12 +78,18 @@ def load_checkpoint(path, device="cpu"):
 
 def build_model(checkpoint, device="cpu", dropout=0.0):
     """Return the Transformer of a checkpoint with its weights; strict: a missing, extra or misshapen tensor is a UserError."""
-    model = Transformer(**checkpoint["shape"], dropout=dropout)
+    model = model_of(checkpoint["shape"], dropout)
     try:
         model.load_state_dict(checkpoint["model"], strict=True)
     except RuntimeError as error:
         raise UserError("the checkpoint's tensors do not fit its model: " + " ".join(str(error).split())) from error
     return model.to(device)
+
+
+def model_of(shape, dropout=0.0):
+    """Return a Transformer of this shape, of the flavour that it names."""
+    shape = dict(shape)
+    return FLAVOURS[shape.pop("flavour", "ar2diff")](**shape, dropout=dropout)
 
 
 def tokenizer_of(checkpoint):

@@ -400,8 +400,6 @@ PROCESSES = {"uniform": Uniform, "absorbing": Absorbing, "gaussian": Gaussian}
 def new_process(name, tokenizer, **options):
     """Return the process of that name with a tokenizer's ids. Raises UserError for an option that belongs to another one."""
     own = {"uniform": {"n_noise": tokenizer.n_noise}, "absorbing": {"mask": tokenizer.mask}, "gaussian": {}}[name]
-    if "shift" in options:
-        own["shift"] = tokenizer.mask if options.pop("shift") else None  # MASK is AR's start token
     known = PROCESSES[name].__dataclass_fields__
     for option in options:
         owner = next(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)

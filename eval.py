@@ -114,7 +114,9 @@ def evaluate(config):
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
     one_of("split", config.split, ("train", "valid", "test"))
     checkpoint = load_checkpoint(config.checkpoint)
-    path, meta = read_meta(config.data or checkpoint["config"]["data"])
+    data = config.data or checkpoint["config"]["data"]
+    check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
+    path, meta = read_meta(data)
     if config.metric is not None:
         one_of("metric", config.metric, ("bits",))
         return evaluate_bits(config, checkpoint, path, meta)

@@ -30,6 +30,7 @@ class Guide:
     ar: Autoregressive
     teacher: torch.nn.Module | None
     config: GuideConfig  # and its steps
+    mask: int
 
     def loss(self, model, batch, noise):
         """Return the Losses of the process on softened targets, plus ar_weight times the AR loss of the same model."""
@@ -47,7 +48,7 @@ class Guide:
         teacher = self.teacher.to(batch.targets.device)  # moves at the first step only
         context = teacher.encode(batch.inputs, batch.pad_mask, self.ar.inputs_attention)
         logits = teacher.decode(self.ar.feed(batch.targets), context, "causal").float()
-        logits[..., self.ar.start] = -torch.inf  # MASK, which masked diffusion never predicts
+        logits[..., self.mask] = -torch.inf  # masked diffusion never predicts it
         p = logits.softmax(-1)
         return w * p + (1 - w) * F.one_hot(batch.targets, p.size(-1))
 
@@ -58,11 +59,11 @@ def new_guide(config, process, tokenizer):
     check(config.ar_weight >= 0, f"--ar_weight={config.ar_weight} must not be negative")
     teacher, ar = None, Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad)
     if config.teacher:
-        checkpoint = load_checkpoint(config.teacher)
+        checkpoint = load_checkpoint(config.teacher, tokenizer=tokenizer.name)
         ar = process_of(checkpoint)
         check(ar.name == "ar", f"--teacher={config.teacher} is a {ar.name!r} checkpoint; only autoregressive ones can teach")
         check(checkpoint["tokenizer"]["hash"] == tokenizer.hash,
               f"--teacher={config.teacher} was trained with the tokenizer {checkpoint['tokenizer']['name']!r}, this model uses "
               f"{tokenizer.name!r}")
         teacher = build_model(checkpoint).eval().requires_grad_(False)
-    return Guide(process, ar, teacher, config) if teacher is not None or config.ar_weight else None
+    return Guide(process, ar, teacher, config, tokenizer.mask) if teacher is not None or config.ar_weight else None

@@ -214,7 +214,11 @@ class NoisyVectors(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding."""
+    """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
+
+    gpt2.py's flavour overrides Block, init_weights, embed, embed_targets, rotary and logits, and nothing else.
+    """
+    Block = Block
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0):
         super().__init__()
@@ -222,8 +226,8 @@ class Transformer(nn.Module):
                           architecture=architecture, vector_width=vector_width)
         has_encoder = architecture == "encoder-decoder"
         self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: tied by use, so no copy can come loose
-        self.encoder = nn.ModuleList(Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
-        self.blocks = nn.ModuleList(Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
+        self.encoder = nn.ModuleList(self.Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
+        self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
         self.init_weights()
@@ -245,17 +249,18 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def embed(self, inputs):
+    def embed(self, inputs, pad_mask):
+        """Return (B, S, C) for input tokens (B, S); here neither padding nor place matters: rotary angles tell distances."""
         return self.dropout(rms_norm(self.embedding(inputs)))
 
-    def embed_targets(self, y, start):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, that stand at start .. start+T-1.
+    def embed_targets(self, y, context):
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, that stand behind the cached targets.
 
         Rotary angles tell distances only, from what can be recognised. Targets that are all MASK, or all noise, cannot: each is
         also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
         """
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
-        return self.dropout(x + torch.cat(waves(start, y.size(1), x.size(-1), y.device), dim=-1))
+        return self.dropout(x + torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1))
 
     def rotary(self, start, n):
         return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
@@ -272,7 +277,7 @@ class Transformer(nn.Module):
               "an encoder-decoder needs inputs (input_len above 0), and they cannot see the targets (attention 'full')")
         if S == 0 or attention == "full":
             return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
-        x, rotary = self.embed(inputs), self.rotary(-S, S)                              # (B, S, C)
+        x, rotary = self.embed(inputs, pad_mask), self.rotary(-S, S)                    # (B, S, C)
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys_values = []
         for block in self.encoder or self.blocks:
@@ -298,7 +303,7 @@ class Transformer(nn.Module):
             return self._decode_full(y, context, attention)
         T, start = y.size(1), context.n_targets
         n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
-        x, rotary = self.embed_targets(y, start), self.rotary(start, T)                 # (B, T, C)
+        x, rotary = self.embed_targets(y, context), self.rotary(start, T)               # (B, T, C)
         pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
         mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
         for i, block in enumerate(self.blocks):
@@ -315,7 +320,8 @@ class Transformer(nn.Module):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
         if attention != "bidirectional":
             raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
-        x = torch.cat((self.embed(context.inputs), self.embed_targets(y, 0)), dim=1)    # (B, L, C)
+        inputs = self.embed(context.inputs, context.pad_mask)                           # (B, S, C)
+        x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)                  # (B, L, C)
         rotary = self.rotary(-context.inputs.size(1), x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:

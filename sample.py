@@ -120,6 +120,9 @@ def prompt_batch(writer, prompt):
         check(len(ids) <= writer.input_len, f"the prompt has {len(ids)} tokens, the model's canvas holds {writer.input_len}; "
                                             f"shorten it, or train with a larger --input_len")
         return writer, pad_rows([(ids, [])], writer.tokenizer, writer.input_len, writer.target_len)
+    n_positions = writer.model.shape.get("n_positions", math.inf)
+    check(len(ids) + writer.target_len <= n_positions, f"{len(ids)} tokens of prompt and --target_len={writer.target_len} are "
+                                                       f"more than this model's {n_positions} positions")
     empty = torch.zeros(1, writer.target_len, dtype=torch.long)
     if not ids:
         return writer, Batch(empty[:, :0], None, empty)

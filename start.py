@@ -78,7 +78,7 @@ def origin_of(config):
     """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None."""
     if config.resume:
         return load_checkpoint(Path(config.out_dir) / "ckpt.pt")
-    return load_checkpoint(config.init_from) if config.init_from else None
+    return load_checkpoint(config.init_from, tokenizer=config.tokenizer) if config.init_from else None
 
 
 def choose_tokenizer(config, origin):
@@ -112,6 +112,8 @@ def start_model(config, process, tokenizer, origin, device):
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
+    length, n_positions = sum(canvas(config)), origin["shape"].get("n_positions", math.inf)
+    check(length <= n_positions, f"--input_len and --target_len make {length} columns, this model has {n_positions} positions")
     return build_model(origin, device, config.dropout)
 
 

@@ -28,7 +28,8 @@ def main(argv=None):
     default = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
     inputs_attention = config.inputs_attention or (origin["process"]["inputs_attention"] if origin else default)
     one_of("inputs_attention", inputs_attention, ("causal", "bidirectional"))
-    process = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+    start = origin["process"]["start"] if origin else tokenizer.mask
+    process = Autoregressive(start, tokenizer.eos, tokenizer.pad, inputs_attention)
     return train(config, process, tokenizer, origin)
 
 

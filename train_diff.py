@@ -56,8 +56,10 @@ def main(argv=None):
     inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
     options = {option: inherited[option] for option in OPTIONS if option in inherited}
     options |= {option: getattr(config, option) for option in OPTIONS if getattr(config, option) is not None}
-    options["shift"] = config.shift if config.shift is not None else inherited.get("shift") is not None
-    check(not options["shift"] or architecture_of(config, origin) == "decoder-only",
+    start = origin["process"]["start"] if is_ar else inherited.get("shift")  # what AR was fed at the first slot
+    shifted = config.shift if config.shift is not None else inherited.get("shift") is not None
+    options["shift"] = None if not shifted else tokenizer.mask if start is None else start
+    check(not shifted or architecture_of(config, origin) == "decoder-only",
           "--shift: the targets of an encoder-decoder stand behind no inputs")
     check(not config.anneal_steps or inputs_attention != "full", "--anneal_steps does not go with --inputs_attention=full: the "
                                                                  "inputs would show the targets what is still hidden")

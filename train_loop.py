@@ -25,7 +25,7 @@ from start import best_loss, canvas, check_config, open_out_dir, start_model, st
 class LoopConfig:
     data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
     out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
-    init_from: str | None = None  # checkpoint (.pt or out_dir) to start from, with a fresh optimizer
+    init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
     tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
     input_len: int | None = None  # input columns S (0 = plain language model); default: what the data recommends, else 64

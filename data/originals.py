@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import lzma
 import os
+import re
 import sys
 import urllib.request
 import zlib
@@ -62,29 +63,51 @@ def find(task, names, from_dir=""):
 
 
 def fetch(task, name, names):
-    """Return data/downloads/TASK/NAME, downloaded first if it is not there; only verified bytes ever bear that name."""
-    url, path = ADDRESS[task] + name, DOWNLOADS / task / name
-    if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == SHA256[name]:
+    """Return data/downloads/TASK/NAME, downloaded first if it is not there."""
+    otherwise = f"put {', '.join(names)} from {ADDRESS[task]} into a folder and pass --from_dir=FOLDER"
+    return download(ADDRESS[task] + name, DOWNLOADS / task / name, SHA256[name], otherwise)
+
+
+def download(url, path, sha256, otherwise):
+    """Return `path`, downloaded from url first if it is not there; only verified bytes ever bear that name.
+
+    sha256 None: the sum that the server states (lfs_sha256), and a file that is there already is trusted. `otherwise` tells how
+    to do without internet.
+    """
+    if path.is_file() and (sha256 is None or file_sha256(path) == sha256):
         return path
-    partial, digest = path.with_name(f"{name}.{os.getpid()}.part"), hashlib.sha256()
+    partial, digest = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
     try:
+        sha256 = sha256 or lfs_sha256(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=30) as reply, open(partial, "wb") as file, \
-                tqdm(total=int(reply.headers.get("Content-Length") or 0) or None, desc=name, unit="B", unit_scale=True,
+                tqdm(total=int(reply.headers.get("Content-Length") or 0) or None, desc=path.name, unit="B", unit_scale=True,
                      disable=not sys.stderr.isatty()) as bar:
             while chunk := reply.read(1 << 16):
                 file.write(chunk)
                 digest.update(chunk)
                 bar.update(len(chunk))
-        check(digest.hexdigest() == SHA256[name], f"{url} arrived with SHA-256 {digest.hexdigest()}, not {SHA256[name]}: the "
-                                                  "download broke or the file changed; try again, or pass --from_dir=FOLDER")
+        check(digest.hexdigest() == sha256, f"{url} arrived with SHA-256 {digest.hexdigest()}, not {sha256}: the download "
+                                            f"broke or the file changed; try again, or {otherwise}")
         os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"cannot fetch {url} ({error}); without internet, put {', '.join(names)} from {ADDRESS[task]} "
-                        "into a folder and pass --from_dir=FOLDER") from error
+        raise UserError(f"cannot fetch {url} ({error}); without internet, {otherwise}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def file_sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def lfs_sha256(url):
+    """Return the SHA-256 of a file at Hugging Face, from the Git LFS pointer that stands for it in the commit it belongs to."""
+    with urllib.request.urlopen(url.replace("/resolve/", "/raw/"), timeout=30) as reply:
+        pointer = re.search(rb"^oid sha256:([0-9a-f]{64})$", reply.read(1 << 10), re.MULTILINE)
+    check(pointer, f"{url}: the server does not state its SHA-256, so a download could not be checked")
+    return pointer[1].decode()
 
 
 def lines(path):

@@ -105,7 +105,7 @@ def test_soft_targets_are_the_mixture_of_gold_and_teacher_and_the_teacher_fades_
     logits = teacher.decode(AR.feed(batch.targets), teacher.encode(batch.inputs, batch.pad_mask, "causal"), "causal")
     logits[..., MASK] = -torch.inf
     for step, w in ((0, 0.8), (5, 0.4), (9, 0.08)):
-        soft = Guide(PROCESSES[0], AR, teacher, config(teacher_weight=0.8)).soften(batch, step)
+        soft = Guide(PROCESSES[0], AR, teacher, config(teacher_weight=0.8), MASK).soften(batch, step)
         assert (soft - (w * logits.softmax(-1) + (1 - w) * F.one_hot(batch.targets, V))).abs().max() < 1e-6
         assert not soft.requires_grad
 
@@ -125,7 +125,7 @@ def test_the_loss_of_soft_targets_is_the_same_mixture_of_losses(process):
 @every_process
 def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_loss(process):
     model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
-    guide = Guide(process, AR, None, config(ar_weight=0.25))
+    guide = Guide(process, AR, None, config(ar_weight=0.25), MASK)
     plain, guided = (p.loss(model, batch, train_noise(batch)) for p in (process, guide))
     logits = model.decode(AR.feed(batch.targets), model.encode(batch.inputs, batch.pad_mask), "causal")
     assert abs(guided.total - plain.total - 0.25 * cross_entropy(logits, batch.targets).mean()) < 1e-5
