@@ -1,10 +1,10 @@
-"""Help from an AR model while AR weights become a diffusion model: its predictions as soft targets, its own loss kept alive.
+"""Help from AR while AR weights become a diffusion model: a teacher's predictions and states, and the AR loss kept alive.
 
     python train_diff.py --data=text --init_from=out/ar --teacher=out/ar --ar_weight=0.5 --steps=200 --out_dir=out/guided
 
 The paper trains on the gold text alone and names distillation as the alternative (arXiv 2401.17181). An AR model does not see
 the right context that diffusion has, so what it teaches is biased, and its weight falls to 0 in the course of the run. The AR
-loss beside that of diffusion is from NBDiff (arXiv 2512.06776).
+loss beside that of diffusion is from NBDiff (arXiv 2512.06776), the alignment of states from REPR-ALIGN (arXiv 2605.06885).
 """
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from config import check
 class GuideConfig:
     teacher: str | None = None  # AR checkpoint whose predictions are targets beside the gold text
     teacher_weight: float = 0.5  # share of those targets at the first step; it falls to 0, in a line, at the last
+    align_weight: float = 0.0  # weight of 1 - cosine between the model's final states and the teacher's
     ar_weight: float = 0.0  # weight of the AR loss of the model that is trained, beside its diffusion loss
 
 
@@ -33,30 +34,54 @@ class Guide:
     mask: int
 
     def loss(self, model, batch, noise):
-        """Return the Losses of the process on softened targets, plus ar_weight times the AR loss of the same model."""
-        soft = None if self.teacher is None else self.soften(batch, noise.train_step)
-        losses = self.process.loss(model, batch, noise, soft)
-        if self.config.ar_weight:
-            extra = self.ar.loss(model, batch, noise).total
-            losses = losses._replace(total=losses.total + self.config.ar_weight * extra)
-        return losses
+        """Return the Losses of the process on softened targets, plus what the other weights ask for."""
+        c, soft = self.config, None
+        if self.teacher is not None:
+            states = self.teacher_states(batch)                                          # (B, T, C)
+            soft = self.soften(states, batch.targets, noise.train_step) if c.teacher_weight else None
+        watched = Watched(model) if c.align_weight else model
+        losses = self.process.loss(watched, batch, noise, soft)
+        extra = c.ar_weight * self.ar.loss(model, batch, noise).total if c.ar_weight else 0.0
+        if c.align_weight:  # the last pass; one slot more where the process reads shifted
+            cosine = F.cosine_similarity(watched.seen[:, :states.size(1)].float(), states.float(), dim=-1)  # (B, T)
+            extra = extra + c.align_weight * (1 - cosine).mean()
+        return losses._replace(total=losses.total + extra)
 
     @torch.no_grad()
-    def soften(self, batch, step):
-        """Return (1 - w) [x0] + w p_teacher(. | x0_<i, inputs), (B, T, V)."""
-        w = self.config.teacher_weight * (1 - step / self.config.steps)
+    def teacher_states(self, batch):
         teacher = self.teacher.to(batch.targets.device)  # moves at the first step only
         context = teacher.encode(batch.inputs, batch.pad_mask, self.ar.inputs_attention)
-        logits = teacher.decode(self.ar.feed(batch.targets), context, "causal").float()
+        return teacher.states(self.ar.feed(batch.targets), context, "causal")
+
+    @torch.no_grad()
+    def soften(self, states, x0, step):
+        """Return (1 - w) [x0] + w p_teacher(. | x0_<i, inputs), (B, T, V)."""
+        w = self.config.teacher_weight * (1 - step / self.config.steps)
+        logits = self.teacher.logits(states).float()
         logits[..., self.mask] = -torch.inf  # masked diffusion never predicts it
-        p = logits.softmax(-1)
-        return w * p + (1 - w) * F.one_hot(batch.targets, p.size(-1))
+        return w * logits.softmax(-1) + (1 - w) * F.one_hot(x0, logits.size(-1))
 
 
-def new_guide(config, process, tokenizer):
+class Watched:
+    """A model as a process sees it, that keeps the final states of the last decode()."""
+
+    def __init__(self, model):
+        self.model, self.seen = model, None
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def decode(self, y, context, attention):
+        self.seen = self.model.states(y, context, attention)
+        return self.model.logits(self.seen)
+
+
+def new_guide(config, process, tokenizer, width):
     """Return a Guide, or None where the flags ask for nothing. Raises UserError."""
     check(0 <= config.teacher_weight <= 1, f"--teacher_weight={config.teacher_weight} must lie between 0 and 1")
-    check(config.ar_weight >= 0, f"--ar_weight={config.ar_weight} must not be negative")
+    for name in ("ar_weight", "align_weight"):
+        check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
+    check(not config.align_weight or config.teacher, "--align_weight needs the model to align with: --teacher=AR_CHECKPOINT")
     teacher, ar = None, Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad)
     if config.teacher:
         checkpoint = load_checkpoint(config.teacher, tokenizer=tokenizer.name)
@@ -65,5 +90,8 @@ def new_guide(config, process, tokenizer):
         check(checkpoint["tokenizer"]["hash"] == tokenizer.hash,
               f"--teacher={config.teacher} was trained with the tokenizer {checkpoint['tokenizer']['name']!r}, this model uses "
               f"{tokenizer.name!r}")
+        its = checkpoint["shape"]["width"]
+        check(not config.align_weight or its == width, f"--align_weight: the states of --teacher={config.teacher} are of width "
+                                                       f"{its}, those of this model of width {width}")
         teacher = build_model(checkpoint).eval().requires_grad_(False)
     return Guide(process, ar, teacher, config, tokenizer.mask) if teacher is not None or config.ar_weight else None

@@ -297,10 +297,14 @@ class Transformer(nn.Module):
 
         extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
+        return self.logits(self.states(y, context, attention, extend))
+
+    def states(self, y, context, attention, extend=False):
+        """Return what decode() makes its logits of: the residual stream (B, T, C) behind the last block."""
         ahead = attention if isinstance(attention, int) else 0
         one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
         if context.inputs is not None:
-            return self._decode_full(y, context, attention)
+            return self._states_full(y, context, attention)
         T, start = y.size(1), context.n_targets
         n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
         x, rotary = self.embed_targets(y, context), self.rotary(start, T)               # (B, T, C)
@@ -314,9 +318,9 @@ class Transformer(nn.Module):
                 context.keys[i], context.values[i] = k, v
         if extend:
             context.n_targets += T
-        return self.logits(x)                                                           # (B, T, V)
+        return x
 
-    def _decode_full(self, y, context, attention):
+    def _states_full(self, y, context, attention):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
         if attention != "bidirectional":
             raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
@@ -326,7 +330,7 @@ class Transformer(nn.Module):
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
             x, _ = block(x, rotary, mask, is_causal)
-        return self.logits(x[:, -y.size(1):])                                           # (B, T, V)
+        return x[:, -y.size(1):]                                                        # (B, T, C)
 
     def logits(self, x):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""

@@ -55,6 +55,7 @@ def main(argv=None):
         "causal inputs": [ar, "--inputs_attention=causal"],
         "full": [ar, "--inputs_attention=full"],
         "teacher": [ar, f"--teacher={out}/teacher"],
+        "alignment": [ar, f"--teacher={out}/teacher", "--teacher_weight=0", "--align_weight=0.5"],
         "AR loss": [ar, "--ar_weight=0.5"],
     }
     chosen = [one_of("knobs", name, knobs) for name in config.knobs.split(",")] if config.knobs else list(knobs)
