@@ -30,4 +30,4 @@ for process in uniform absorbing gaussian; do
     run train_diff.py --data=code --lr=3e-3 --steps=$steps $canvas --process=$process --out_dir="$OUT/${process}_scratch"
     for model in $process ${process}_scratch; do run eval.py "$OUT/$model" --n_examples=200 --n_steps=32 --allow_code_execution; done
 done
-run results/decoders.py --allow_code_execution --models="$OUT/uniform,$OUT/absorbing,$OUT/gaussian" --out="$OUT/decoders"
+run results/decoders.py --allow_code_execution --models="$OUT/uniform,$OUT/absorbing_scratch,$OUT/gaussian_scratch" --out="$OUT/decoders"
