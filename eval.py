@@ -90,7 +90,7 @@ def evaluate_bits(config, checkpoint, path, meta):
                                                                        f"validation part")
     writer, split, n_left_out, objective = load_writer(config.checkpoint, config), "valid", 0, None
     if meta["kind"] == "text":
-        trained = checkpoint["config"].get("objective")  # checkpoints of the first version have none
+        trained = checkpoint["config"].get("objective")  # GPT-2's weights have none
         data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len, objective=trained)
         objective = data.objective  # printed: bits of what another objective leaves open are another number
         check((writer.process.name, objective) != ("uniform", "span"),

@@ -10,6 +10,7 @@ stands where it stood when GPT-2 was trained, however much padding precedes it.
 import json
 import os
 import re
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -158,6 +159,8 @@ def read_config(path):
         other = {key: value for key, like in LIKE_GPT2.items() if (value := config.get(key, like)) != like}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no description of a model ({error})") from error
+    own = config.get("ar2diff_tokenizer", {"name": "gpt2"})
+    check(isinstance(own, dict) and isinstance(own.get("name"), str), f"{path}: ar2diff_tokenizer must hold the name of one")
     check(not other, f"{path}: a GPT-2 has {', '.join(f'{key}={LIKE_GPT2[key]}, not {other[key]}' for key in other)}")
     return config
 
@@ -235,6 +238,7 @@ def export(checkpoint, folder):
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         os.replace(partial, folder)
     except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"cannot write {folder} ({error})") from error
 
 

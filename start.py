@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from autoregressive import Autoregressive
 from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
 from config import UserError, check, one_of
 from data.dataset import read_meta
@@ -100,6 +101,13 @@ def architecture_of(config, origin):
     return architecture
 
 
+def new_ar(config, tokenizer, origin):
+    """Return the AR process that fits the model: an encoder's inputs see both ways; GPT-2 starts from EOS, not MASK."""
+    is_gpt2 = origin is not None and origin["shape"].get("flavour") == "gpt2"
+    inputs_attention = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
+    return Autoregressive(tokenizer.eos if is_gpt2 else tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+
+
 def start_model(config, process, tokenizer, origin, device):
     """Return the model of the checkpoint `origin`, or without one a fresh model of --size (default: tiny)."""
     architecture = architecture_of(config, origin)
@@ -112,13 +120,14 @@ def start_model(config, process, tokenizer, origin, device):
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-    length, n_positions = sum(canvas(config)), origin["shape"].get("n_positions", math.inf)
+    shifted = getattr(process, "shift", None) is not None  # feeds one slot more
+    length, n_positions = sum(canvas(config)) + shifted, origin["shape"].get("n_positions", math.inf)
     check(length <= n_positions, f"--input_len and --target_len make {length} columns, this model has {n_positions} positions")
     return build_model(origin, device, config.dropout)
 
 
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
-# prolong a run, but also stretch the cosine, so the learning rate rises again.
+# prolong a run, but also stretch the cosine (and a teacher's fading), so the learning rate rises again.
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
 
 
@@ -135,11 +144,13 @@ def open_out_dir(config, process, origin):
     if not config.resume:
         return out_dir
     check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
-    check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
+    name = origin["process"]["name"]
+    check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
     now, then = asdict(config), origin["config"]
     changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
     changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
     check(not changed, f"resuming would not be the same run: {changes}")
+    check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
     check(config.steps > origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
     return out_dir
 

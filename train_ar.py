@@ -6,10 +6,10 @@
 """
 from dataclasses import dataclass
 
-from autoregressive import Autoregressive
+from checkpoint import process_of
 from config import check, one_of, parse, run
 from model import ModelConfig
-from start import architecture_of, choose_tokenizer, origin_of
+from start import choose_tokenizer, new_ar, origin_of
 from train_loop import LoopConfig, train
 
 
@@ -25,11 +25,9 @@ def main(argv=None):
     check(origin is None or origin["process"]["name"] == "ar",
           "train_ar.py continues autoregressive checkpoints only; this one is a diffusion checkpoint")
     tokenizer = choose_tokenizer(config, origin)
-    default = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
-    inputs_attention = config.inputs_attention or (origin["process"]["inputs_attention"] if origin else default)
-    one_of("inputs_attention", inputs_attention, ("causal", "bidirectional"))
-    start = origin["process"]["start"] if origin else tokenizer.mask
-    process = Autoregressive(start, tokenizer.eos, tokenizer.pad, inputs_attention)
+    process = process_of(origin) if origin else new_ar(config, tokenizer, origin)
+    if config.inputs_attention:
+        process.inputs_attention = one_of("inputs_attention", config.inputs_attention, ("causal", "bidirectional"))
     return train(config, process, tokenizer, origin)
 
 

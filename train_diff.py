@@ -9,11 +9,12 @@
 from dataclasses import dataclass
 
 from ar2diff import transfer
+from checkpoint import process_of
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
 from guide import GuideConfig, new_guide
 from model import INPUTS_ATTENTION, ModelConfig, shape_of
-from start import architecture_of, choose_tokenizer, origin_of
+from start import architecture_of, choose_tokenizer, new_ar, origin_of
 from train_loop import LoopConfig, train
 
 
@@ -56,9 +57,9 @@ def main(argv=None):
     inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
     options = {option: inherited[option] for option in OPTIONS if option in inherited}
     options |= {option: getattr(config, option) for option in OPTIONS if getattr(config, option) is not None}
-    start = origin["process"]["start"] if is_ar else inherited.get("shift")  # what AR was fed at the first slot
+    ar = process_of(origin) if is_ar else new_ar(config, tokenizer, origin)  # what these weights were, or would have been
     shifted = config.shift if config.shift is not None else inherited.get("shift") is not None
-    options["shift"] = None if not shifted else tokenizer.mask if start is None else start
+    options["shift"] = ar.start if shifted else None
     check(not shifted or architecture_of(config, origin) == "decoder-only",
           "--shift: the targets of an encoder-decoder stand behind no inputs")
     check(not config.anneal_steps or inputs_attention != "full", "--anneal_steps does not go with --inputs_attention=full: the "
@@ -67,11 +68,12 @@ def main(argv=None):
     check(origin is None or is_ar or process.vector_width == inherited.get("vector_width", 0),
           f"--vector_width={process.vector_width} differs from the checkpoint's, {inherited.get('vector_width')}")
     width = origin["shape"]["width"] if origin else shape_of(config.size or "tiny")[1]
+    guide = new_guide(config, process, ar, tokenizer, width)
     if is_ar and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{name} diffusion, attention of the targets turns from causal to bidirectional")
         origin, _ = transfer(origin, process, config.seed)
-    return train(config, process, tokenizer, origin, new_guide(config, process, tokenizer, width))
+    return train(config, process, tokenizer, origin, guide)
 
 
 if __name__ == "__main__":

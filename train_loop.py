@@ -71,7 +71,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
                  input_len=input_len, target_len=target_len, config=asdict(config), history=history)
 
     if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
-        model.encode, model.decode = torch.compile(model.encode), torch.compile(model.decode)
+        model.encode, model.states, model.logits = map(torch.compile, (model.encode, model.states, model.logits))
     objective = Objective(model, goal or process)
     if world > 1:
         objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
@@ -82,7 +82,8 @@ def train(config, process, tokenizer, origin=None, goal=None):
     n_micro = config.batch_size // (world * micro)
     tokens_per_step = config.batch_size * (input_len + target_len)
     log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
-    log.say(f"{process.name} on {config.data}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
+    on = f"{config.data} ({data.objective})" if data.objective else config.data
+    log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
             f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
             f"{data.n_tokens:,} tokens of data, {device}, {'bfloat16' if bf16 else 'float32'}, "
             f"log V = {math.log(tokenizer.n_noise):.2f} nats")

@@ -104,6 +104,7 @@ class TextData:
 
 class TaskData:
     """Input and target pairs from train.jsonl and valid.jsonl, shuffled anew every epoch."""
+    objective = None  # a task has its own inputs and targets
 
     def __init__(self, path, tokenizer, input_len, target_len, too_long):
         check(input_len > 0, f"{path} is a task with inputs: set --input_len above 0")

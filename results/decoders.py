@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
 import eval as evaluation
 from checkpoint import load_checkpoint, process_of
-from config import check, parse, run
+from config import UserError, check, parse, run
 
 STEPS = (1, 2, 4, 8, 16, 32)
 # Beside each decoder with its defaults: the options that change what it is.
@@ -69,10 +69,13 @@ def main(argv=None):
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(config.allow_code_execution, "scoring code means running programs that a model wrote; see the top of sandbox.py")
     check(not Path(f"{config.out}.txt").exists(), f"{config.out}.txt exists; it is not overwritten")
-    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     models, rows = {path: process_of(load_checkpoint(path)) for path in config.models.split(",")}, []
     for path, process in models.items():
         check(process.name != "ar", f"{path} is autoregressive: it has no decoders to compare")
+    try:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to --out={config.out}: {error.strerror}") from error
     lines = [f"n = {config.n_examples} test examples, 8 samples each, best by model score",
              f"{'process':10s} {'decoder':24s} {'n_steps':>7s} {'score %':>8s} {'+-':>5s} {'evaluations':>11s}"
              f" {'s/example':>9s} {'distinct-2':>10s}"]

@@ -35,16 +35,10 @@ def main(argv=None):
     check(config.allow_code_execution, "scoring code means running programs that a model wrote; see the top of sandbox.py")
     out = Path(config.out)
     check(not out.exists(), f"{out} exists; it is not overwritten")
+    for name in ("seeds", "steps", "n_examples"):
+        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
     text, n = out / "text", config.pretrain_steps
-    prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
-    if not (PREPARED / "code").exists():
-        prepare.main(["code"])
-    shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256"]
-    pretrain = [f"--data={text}", "--lr=3e-4", "--input_len=24", "--target_len=32", *shared]
-    task = ["--data=code", "--lr=3e-3", f"--steps={config.steps}", *shared]
-    train_ar.main([*pretrain, "--size=4x96x3", f"--steps={n}", f"--out_dir={out}/ar"])
-    train_ar.main([*task, f"--init_from={out}/ar", f"--out_dir={out}/teacher"])
-    train_diff.main([*pretrain, f"--init_from={out}/ar", f"--steps={n // 10}", "--warmup=5", f"--out_dir={out}/ar2diff"])
     ar = f"--init_from={out}/ar"
     knobs = {
         "from scratch": ["--size=4x96x3"],
@@ -59,6 +53,15 @@ def main(argv=None):
         "AR loss": [ar, "--ar_weight=0.5"],
     }
     chosen = [one_of("knobs", name, knobs) for name in config.knobs.split(",")] if config.knobs else list(knobs)
+    prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
+    if not (PREPARED / "code").exists():
+        prepare.main(["code"])
+    shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256"]
+    pretrain = [f"--data={text}", "--lr=3e-4", "--input_len=24", "--target_len=32", *shared]
+    task = ["--data=code", "--lr=3e-3", f"--steps={config.steps}", *shared]
+    train_ar.main([*pretrain, "--size=4x96x3", f"--steps={n}", f"--out_dir={out}/ar"])
+    train_ar.main([*task, f"--init_from={out}/ar", f"--out_dir={out}/teacher"])
+    train_diff.main([*pretrain, f"--init_from={out}/ar", f"--steps={n // 10}", "--warmup=5", f"--out_dir={out}/ar2diff"])
     lines = [f"{config.seeds} seeds, {config.steps} steps of 16, n = {config.n_examples}; +- is the standard error over seeds",
              f"{'':16s}{'pass@1 %':>10s}{'+-':>6s}{'valid, L1 + L2':>20s}{'+-':>8s}   each"]
     for name in chosen:

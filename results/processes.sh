@@ -22,12 +22,12 @@ bits 8000 ar absorbing
 # Code: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights.
 [ -d data/prepared/code ] || run data/prepare.py code
 [ -d data/prepared/python ] || run data/prepare.py text --sources=stdlib:docs:0.2,stdlib:code:0.8 --out=data/prepared/python
-canvas="--size=4x96x3 --batch_size=16 --log_every=200 --eval_every=100000 --eval_sequences=128"
-run train_ar.py --data=python --lr=3e-4 --steps=200 --input_len=24 --target_len=32 $canvas --out_dir="$OUT/ar"
+shared="--size=4x96x3 --batch_size=16 --log_every=200 --eval_every=100000 --eval_sequences=128"
+run train_ar.py --data=python --lr=3e-4 --steps=200 --input_len=24 --target_len=32 $shared --out_dir="$OUT/ar"
 for process in uniform absorbing gaussian; do
     [ $process = uniform ] && steps=1200 || steps=2400  # uniform makes two passes a step
-    run train_diff.py --data=code --lr=3e-3 --steps=$steps $canvas --process=$process --init_from="$OUT/ar" --out_dir="$OUT/$process"
-    run train_diff.py --data=code --lr=3e-3 --steps=$steps $canvas --process=$process --out_dir="$OUT/${process}_scratch"
+    run train_diff.py --data=code --lr=3e-3 --steps=$steps $shared --process=$process --init_from="$OUT/ar" --out_dir="$OUT/$process"
+    run train_diff.py --data=code --lr=3e-3 --steps=$steps $shared --process=$process --out_dir="$OUT/${process}_scratch"
     for model in $process ${process}_scratch; do run eval.py "$OUT/$model" --n_examples=200 --n_steps=32 --allow_code_execution; done
 done
 run results/decoders.py --allow_code_execution --models="$OUT/uniform,$OUT/absorbing_scratch,$OUT/gaussian_scratch" --out="$OUT/decoders"

@@ -8,6 +8,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from conftest import Run
 from data import originals
 from data.dataset import Batch, open_data
 from diffusion import Absorbing, Gaussian, Uniform
-from guide import GuideConfig, new_guide
+from guide import new_guide
 from noise import Noise
 from test_model import PATTERNS, left_padded, may_see
 
@@ -326,10 +327,13 @@ def test_shift_and_teacher_know_that_these_weights_start_from_eos(train, small, 
     assert process_of(run.checkpoint()).shift == EOS
     on = train("diff", tmp_path / "x", f"--init_from={folder}", SIZE, "--shift", f"--teacher={folder}", "--steps=3", "--resume")
     assert process_of(on.checkpoint()).shift == EOS
-    guide = new_guide(GuideConfig(teacher=str(folder)), Uniform(258), tokenizer_of(c))
-    guide.config.steps, batch = 10, Batch(tokens(2, 0), None, tokens(2, 6))
-    taught = (guide.soften(batch, 0) - 0.5 * F.one_hot(batch.targets, 384)) * 2
-    logits = forward(build_model(c).eval(), batch.inputs, guide.ar.feed(batch.targets), ("causal", "causal"))
+    converted = train("diff", tmp_path / "converted", f"--init_from={folder}", SIZE, "--steps=1")  # forgets that it was AR
+    on = train("diff", tmp_path / "y", f"--init_from={converted.folder}", "--shift", SIZE, "--steps=1")
+    assert process_of(on.checkpoint()).shift == EOS
+    guide = new_guide(SimpleNamespace(**run.checkpoint()["config"]), Uniform(258), process_of(c), tokenizer_of(c), 48)
+    batch = Batch(tokens(2, 0), None, tokens(2, 6))
+    taught = (guide.soften(guide.teacher_states(batch), batch.targets, 0) - 0.5 * F.one_hot(batch.targets, 384)) * 2
+    logits = forward(build_model(c).eval(), batch.inputs, guide.teacher_ar.feed(batch.targets), ("causal", "causal"))
     logits[..., EOS + 2] = -torch.inf
     assert (taught - logits.softmax(-1)).abs().max() < 1e-5  # EOS may be taught, MASK may not
     assert taught[..., EOS].max() > 1e-5 > taught[..., EOS + 2].abs().max()

@@ -105,7 +105,7 @@ def test_soft_targets_are_the_mixture_of_gold_and_teacher_and_the_teacher_fades_
     logits = teacher.decode(AR.feed(batch.targets), teacher.encode(batch.inputs, batch.pad_mask, "causal"), "causal")
     logits[..., MASK] = -torch.inf
     for step, w in ((0, 0.8), (5, 0.4), (9, 0.08)):
-        guide = Guide(PROCESSES[0], AR, teacher, config(teacher_weight=0.8), MASK)
+        guide = Guide(PROCESSES[0], AR, teacher, AR, config(teacher_weight=0.8), MASK)
         soft = guide.soften(guide.teacher_states(batch), batch.targets, step)
         assert (soft - (w * logits.softmax(-1) + (1 - w) * F.one_hot(batch.targets, V))).abs().max() < 1e-6
         assert not soft.requires_grad
@@ -126,7 +126,7 @@ def test_the_loss_of_soft_targets_is_the_same_mixture_of_losses(process):
 @every_process
 def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_loss(process):
     model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
-    guide = Guide(process, AR, None, config(ar_weight=0.25), MASK)
+    guide = Guide(process, AR, None, None, config(ar_weight=0.25), MASK)
     plain, guided = (p.loss(model, batch, train_noise(batch)) for p in (process, guide))
     logits = model.decode(AR.feed(batch.targets), model.encode(batch.inputs, batch.pad_mask), "causal")
     assert abs(guided.total - plain.total - 0.25 * cross_entropy(logits, batch.targets).mean()) < 1e-5
@@ -139,7 +139,7 @@ def test_alignment_is_one_minus_the_cosine_of_the_final_states_of_the_last_pass(
     model, teacher, batch = tiny_model(0, process.vector_width), tiny_model(1), ragged_batch()
     process, states = replace(process, shift=shift), []
     plain = process.loss(model, batch, train_noise(batch))
-    guide = Guide(process, AR, teacher, config(teacher_weight=0.0, align_weight=0.7), MASK)
+    guide = Guide(process, AR, teacher, AR, config(teacher_weight=0.0, align_weight=0.7), MASK)
     real = model.states
     monkeypatch.setattr(model, "states", lambda *args: states.append(real(*args)) or states[-1])
     guided = guide.loss(model, batch, train_noise(batch))
@@ -178,9 +178,10 @@ def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_c
 
 @pytest.mark.parametrize("flags, message", [
     (["--teacher=nowhere"], "no checkpoint at nowhere"),
-    (["--teacher_weight=1.5"], "--teacher_weight=1.5 must lie between 0 and 1"),
-    (["--align_weight=1"], "--align_weight needs the model to align with: --teacher=AR_CHECKPOINT"),
-    (["--ar_weight=-1"], "--ar_weight=-1.0 must not be negative"),
+    (["--teacher_weight=0.5"], "--teacher_weight needs an AR model to learn from: --teacher=AR_CHECKPOINT"),
+    (["--align_weight=1"], "--align_weight needs an AR model to learn from: --teacher=AR_CHECKPOINT"),
+    (["--ar_weight=-1"], "--ar_weight=-1.0 must be 0 or more, and finite"),
+    (["--ar_weight=inf"], "--ar_weight=inf must be 0 or more, and finite"),
     (["--anneal_steps=-1"], "--anneal_steps=-1 must not be negative"),
     (["--anneal_steps=5", "--inputs_attention=full"], "--anneal_steps does not go with --inputs_attention=full"),
     (["--shift", "--architecture=encoder-decoder"], "--shift: the targets of an encoder-decoder stand behind no inputs")])
@@ -191,6 +192,9 @@ def test_what_makes_no_sense_is_one_line_and_writes_nothing(train, tmp_path, fla
 
 
 def test_a_teacher_of_another_kind_tokenizer_or_width_is_refused(train, ar_run, diff_run, tmp_path):
+    for weight, message in (("1.5", "must lie between 0 and 1"), ("0", "nothing to teach")):
+        with pytest.raises(UserError, match=message):
+            train("diff", tmp_path / "x", f"--teacher={ar_run.folder}", f"--teacher_weight={weight}", *FEW)
     with pytest.raises(UserError, match="are of width 16, those of this model of width 32"):
         train("diff", tmp_path / "x", f"--teacher={ar_run.folder}", "--align_weight=1", "--size=2x32x2", *FEW)
     with pytest.raises(UserError, match="is a 'uniform' checkpoint; only autoregressive ones can teach"):

@@ -89,7 +89,7 @@ def test_resuming_something_else_is_refused(train, ar_run, tmp_path, flags, mess
     before = run.files()
     with pytest.raises(UserError, match=message):
         train("ar", run.folder, "--steps=5", "--resume", *flags)
-    with pytest.raises(UserError, match="is a run of .*'ar'"):
+    with pytest.raises(UserError, match="is a run of the process 'ar', not 'uniform'"):
         train("diff", run.folder, "--steps=5", "--resume")
     assert run.files() == before
 
