@@ -207,7 +207,7 @@ class Absorbing:
     anneal_steps: int = 0
     name = "absorbing"
     vector_width = 0
-    decoders = ("confidence", "threshold", "ancestral")
+    decoders = ("threshold", "confidence", "ancestral")
 
     def corrupt(self, x0, t, noise):
         """Mask each token with probability t (B,)."""
@@ -231,12 +231,13 @@ class Absorbing:
         return Losses((per_sequence if self.weighted else nats).mean(), per_sequence.detach(), t)
 
     @torch.no_grad()
-    def decode(self, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, decoder="confidence", threshold=0.9,
+    def decode(self, model, batch, noise, n_steps=32, temperature=0.2, n_samples=8, decoder="threshold", threshold=0.9,
                block_len=0, remask=0.0, frozen=None, t_start=1.0):
         """Yield drafts (B, T), in which fewer and fewer tokens are masked, by one of three decoders.
 
+        threshold: reveal all tokens of probability >= threshold, and the most certain one; the last step reveals the rest. Ends
+        when nothing is masked, so n_steps is a limit (Fast-dLLM, arXiv 2505.22618).
         confidence: reveal the most certain tokens, equally many a step (LLaDA's low-confidence remasking).
-        threshold: reveal all tokens of probability >= threshold, and the most certain one; the last step reveals the rest.
         ancestral: reveal each token with probability (t - s) / t, which samples what bound() measures; remask in (0, 1] also
         masks decided tokens again, with that share of the largest probability that keeps q(x_t) (ReMDM, arXiv 2503.00307).
         block_len > 0 finishes blocks of so many positions from left to right (the first two decoders).

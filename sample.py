@@ -28,8 +28,8 @@ class DecodeConfig:
     n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
     temperature: float | None = None  # 0 = argmax; default: AR 0, uniform and absorbing 0.2, gaussian 1
     top_k: int | None = None  # AR: draw from the k likeliest tokens only; default: from all
-    n_steps: int | None = None  # diffusion: decoding steps; default 10, gaussian 50
-    decoder: str | None = None  # uniform: resample (paper), unrolled, ancestral; absorbing: confidence, threshold, ancestral
+    n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50
+    decoder: str | None = None  # uniform: resample (paper), unrolled, ancestral; absorbing: threshold, confidence, ancestral
     # Options of one decoder; diffusion.py explains them
     update_share: float | None = None  # resample: share of positions drawn anew each step; default 1
     unroll_share: float | None = None  # unrolled: share of positions predicted a second time; default 0.3

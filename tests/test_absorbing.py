@@ -146,7 +146,7 @@ def test_confidence_reveals_equally_many_a_step_and_the_most_certain_first(n_ste
     model, batch = constant(certain(p.tolist())), ragged_batch(lengths=(4, 2))
     mask = torch.zeros(2, T, dtype=torch.bool)
     mask[:, frozen] = True
-    drafts = drafts_of(model, batch, n_steps=n_steps, temperature=0.0, frozen=mask)
+    drafts = drafts_of(model, batch, decoder="confidence", n_steps=n_steps, temperature=0.0, frozen=mask)
     order = [i for i in p.argsort(descending=True).tolist() if i not in frozen]
     shown = [[i for i in order if draft[1, i] != MASK] for draft in drafts]
     counts = [len(after) - len(before) for before, after in zip([[], *shown], shown)]
@@ -239,7 +239,7 @@ def test_ancestral_steps_reveal_and_mask_again_at_the_rates_of_remdm_and_keep_th
 def test_decoding_ends_when_no_token_is_masked_but_goes_on_where_remasking_may_change_one():
     x0 = torch.randint(9, (2, T), generator=torch.Generator().manual_seed(0))
     count = lambda **options: len(drafts_of(oracle(x0), targets_only(x0), n_steps=12, **options))
-    assert count() == T < 12 and count(decoder="threshold") == 1  # no evaluation that could reveal nothing
+    assert count(decoder="confidence") == T < 12 and count(decoder="threshold") == 1  # no evaluation that could reveal nothing
     assert count(decoder="ancestral", remask=0.5, t_start=0.1) == 12
     nothing = torch.ones(2, T, dtype=torch.bool)
     assert count(frozen=nothing) == 1

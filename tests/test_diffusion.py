@@ -24,8 +24,8 @@ DECODERS = {  # every way to decode: process, options of decode()
     "unrolled": (PROCESS, {"decoder": "unrolled"}),
     "unrolled-early": (PROCESS, {"decoder": "unrolled", "early_stop": True, "unroll_share": 1.0}),
     "ancestral": (PROCESS, {"decoder": "ancestral"}),
-    "confidence": (ABSORBING, {}),
-    "confidence-blocks": (ABSORBING, {"block_len": 2}),
+    "confidence": (ABSORBING, {"decoder": "confidence"}),
+    "confidence-blocks": (ABSORBING, {"decoder": "confidence", "block_len": 2}),
     "threshold": (ABSORBING, {"decoder": "threshold"}),
     "threshold-blocks": (ABSORBING, {"decoder": "threshold", "block_len": 4}),  # the last block is shorter
     "masked-ancestral": (ABSORBING, {"decoder": "ancestral"}),

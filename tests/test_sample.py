@@ -157,9 +157,9 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=resample or unrolled, not"),
     ("diff", ["--update_share=0"], "--update_share=0.0 must be above 0 and at most 1"),
     ("diff", ["--decoder=unrolled", "--unroll_share=1.5"], "--unroll_share=1.5 must be at least 0 and at most 1"),
-    ("absorbing", ["--threshold=0.9"], "--threshold goes with --decoder=threshold, not with confidence"),
+    ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
-    ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with confidence"),
+    ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with threshold"),
     ("absorbing", ["--block_len=-1"], "--block_len=-1 must be at least 0"),
     ("gaussian", ["--decoder=ancestral"], "not one of euler")])
 def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
