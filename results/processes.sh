@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # AR and the three diffusion processes, side by side: likelihood of characters, and quality against decoding steps on code.
-# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About 50 minutes on one core.
+# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About two hours on one core.
 set -euo pipefail
 PY=${PYTHON:-python} OUT=${OUT:-out/processes} TEXT=${1:?the path of tiny Shakespeare}
 run() { echo; echo "\$ python $*"; "$PY" "$@"; }
