@@ -34,6 +34,7 @@ class Autoregressive:
     inputs_attention: str = "causal"
     name = "ar"
     vector_width = 0  # no vectors of embedding diffusion
+    shift = None  # its logits are read where they are
 
     def feed(self, x0):
         """Return [start, x0[:-1]]: slot i reads the token before the one it predicts."""

@@ -96,7 +96,7 @@ class Uniform:
         total, first = 0.0, None
         for i in range(self.n_unroll):
             logits = self.predict(model, xt, t, context, noise)                          # (B, T, V)
-            per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)  # (B,)
+            per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)        # (B,)
             total = total + per_sequence.mean() / (self.n_unroll if self.unroll_mean else 1)
             first = per_sequence.detach() if first is None else first
             if i + 1 < self.n_unroll:

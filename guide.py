@@ -88,7 +88,7 @@ def new_guide(config, process, ar, tokenizer, width):
         check(config.teacher or not getattr(config, name), f"--{name} needs an AR model to learn from: --teacher=AR_CHECKPOINT")
     if config.teacher is None:
         return Guide(process, ar, None, None, config, tokenizer.mask) if config.ar_weight else None
-    config.teacher_weight = 0.5 if config.teacher_weight is None else config.teacher_weight
+    config.teacher_weight = 0.5 if config.teacher_weight is None else config.teacher_weight  # as the checkpoint records it
     check(0 <= config.teacher_weight <= 1, f"--teacher_weight={config.teacher_weight} must lie between 0 and 1")
     check(config.teacher_weight or config.align_weight, "--teacher_weight=0 without --align_weight: there is nothing to teach")
     checkpoint = load_checkpoint(config.teacher, tokenizer=tokenizer.name)

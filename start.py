@@ -120,8 +120,8 @@ def start_model(config, process, tokenizer, origin, device):
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-    shifted = getattr(process, "shift", None) is not None  # feeds one slot more
-    length, n_positions = sum(canvas(config)) + shifted, origin["shape"].get("n_positions", math.inf)
+    length = sum(canvas(config)) + (process.shift is not None)  # shifted: one slot more is fed
+    n_positions = origin["shape"].get("n_positions", math.inf)
     check(length <= n_positions, f"--input_len and --target_len make {length} columns, this model has {n_positions} positions")
     return build_model(origin, device, config.dropout)
 
