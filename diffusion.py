@@ -110,7 +110,7 @@ class Uniform:
 
         resample: draw all positions anew at every step (update_share < 1: a random share of them).
         unrolled: take the argmax; then, for the unroll_share of positions that were least certain, that of a second pass on it.
-        ancestral: draw x_s from q(x_s | x_t, x0) averaged over the predicted x0; the one that samples what bound() measures.
+        ancestral: draw x0, then x_s from q(x_s | x_t, x0); the one that samples what bound() measures.
         early_stop ends a sample that a step left as it was. Score: cross-entropy between the last step's input and its output
         logits, which costs no evaluation.
         """
@@ -132,7 +132,8 @@ class Uniform:
                 certainty = logits.float().log_softmax(-1).amax(-1).masked_fill(kept, torch.inf)
                 guess = torch.where(rank(certainty) < math.ceil(unroll_share * x0.size(1)), second, first)
             else:
-                guess = noise.categorical(self.reverse(logits, xt, t, s, temperature).log(), 1.0)
+                guess = noise.categorical(logits[..., :self.n_noise], temperature)
+                guess = self.reverse(guess, xt, t, s, noise)
             last, xt = xt, torch.where(kept, xt, guess)
             drafts.append(xt)
             if early_stop:
@@ -156,21 +157,20 @@ class Uniform:
         change = log_odds(t.to(seen)) - log_odds(seen)
         return logits.double().scatter_add(-1, at_xt, change[:, None, None].expand(at_xt.shape))
 
-    def weights(self, logits, xt, a, temperature=1.0):
+    def reverse(self, x0, xt, t, s, noise):
+        """Draw x_s (B, T) from q(x_s | x_t, x0), s < t: by Bayes' rule it is x_t, x0, or a random token, with these odds."""
+        V, kept = self.n_noise, (1 - t) / (1 - s)                                        # share of tokens kept from s to t
+        as_xt = kept * (s + V * (1 - s) * (x0 == xt).double())                           # (B, T)
+        as_x0, other = (1 - kept) * (1 - s), (1 - kept) * s
+        u = noise.uniform(x0.size(1)).to(x0.device) * (as_xt + as_x0 + other)
+        other = noise.integers(V, x0.size(1)).to(x0.device)
+        return torch.where(u < as_xt, xt, torch.where(u < as_xt + as_x0, x0, other))
+
+    def weights(self, logits, xt, a):
         """Return w (B, T, n_noise), w_y = d_y / q(xt | x0 = y), d the predicted distribution of x0; a = alpha_t, (B, 1, 1)."""
-        d = (logits[..., :self.n_noise].double() / max(temperature, 1e-6)).softmax(-1)
+        d = logits[..., :self.n_noise].double().softmax(-1)
         c, at_xt = (1 - a) / self.n_noise, xt.clamp(max=self.n_noise - 1)[..., None]     # more only where frozen
         return (d / c).scatter(-1, at_xt, d.gather(-1, at_xt) / (c + a))
-
-    def reverse(self, logits, xt, t, s, temperature=1.0):
-        """Return p(x_s | x_t) up to a factor, (B, T, V): sum over y of d_y q(x_t | x_s) q(x_s | x0 = y) / q(x_t | x0 = y)."""
-        a, a_s, V = torch.tensor(1 - t, dtype=torch.float64), 1 - s, self.n_noise
-        w = self.weights(logits, xt, a, temperature)
-        p = a_s * w + (1 - a_s) / V * w.sum(-1, keepdim=True)
-        change = (1 - (1 - t) / a_s) / V                                                 # q(x_t | x_s) for x_s other than x_t
-        at_xt = xt.clamp(max=V - 1)[..., None]
-        p = (p * change).scatter_add(-1, at_xt, p.gather(-1, at_xt) * (1 - t) / a_s)
-        return F.pad(p, (0, logits.size(-1) - V))
 
     @torch.no_grad()
     def bound(self, model, batch, noise, n_draws):
