@@ -76,10 +76,18 @@ def start_ranks(config):
 
 
 def origin_of(config):
-    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None."""
-    if config.resume:
-        return load_checkpoint(Path(config.out_dir) / "ckpt.pt")
-    return load_checkpoint(config.init_from, tokenizer=config.tokenizer) if config.init_from else None
+    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None.
+
+    On the text that the checkpoint was trained on, what no flag says of the canvas and the objective is set in config as then.
+    """
+    if not (config.resume or config.init_from):
+        return None
+    path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
+    origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
+    if origin["config"].get("data") == config.data and read_meta(config.data)[1]["kind"] == "text":
+        for name in ("input_len", "target_len", "objective"):
+            setattr(config, name, origin["config"][name] if getattr(config, name) is None else getattr(config, name))
+    return origin
 
 
 def choose_tokenizer(config, origin):

@@ -28,9 +28,9 @@ class LoopConfig:
     init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
     tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
-    input_len: int | None = None  # input columns S (0 = plain language model); default: what the data recommends, else 64
-    target_len: int | None = None  # target columns T, EOS included; default: what the data recommends, else 64
-    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: prefix, causal if input_len is 0
+    input_len: int | None = None  # input columns S (0 = plain language model); default: init_from's on its text, the data's, 64
+    target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
+    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: as input_len, else prefix
     too_long: str = "error"  # training examples that do not fit the canvas: error or drop
     steps: int = 1000  # optimizer steps
     batch_size: int = 64  # sequences per optimizer step, over all ranks

@@ -2,8 +2,8 @@
 
     python results/decoders.py --allow_code_execution --models=out/processes/uniform,out/processes/absorbing
 
-Each model answers the task that it was trained on; code tasks run generated programs. Writes OUT.txt, OUT.json and, where matplotlib
-is installed, OUT.png: a row of panels a task, a panel a process.
+Each model answers the task that it was trained on; code tasks run generated programs. Writes OUT.txt, OUT.json and, where
+matplotlib is installed, OUT.png: a row of panels a task, a panel a process.
 """
 import contextlib
 import io
@@ -21,8 +21,8 @@ from data.dataset import read_meta
 
 STEPS = (1, 2, 4, 8, 16, 32)
 # Beside each decoder with its defaults: the options that change what it is.
-VARIANTS = {"resample": ["", "--update_share=0.3"], "unrolled": [""], "confidence": ["", "--block_len=8"], "threshold": ["", "--block_len=8"],
-            "ancestral": [""], "euler": [""]}
+VARIANTS = {"resample": ["", "--update_share=0.3"], "unrolled": [""], "confidence": ["", "--block_len=8"],
+            "threshold": ["", "--block_len=8"], "ancestral": [""], "euler": [""]}
 
 
 @dataclass
@@ -55,15 +55,16 @@ def plot(rows, path):
         print("no plot: pip install matplotlib")
         return
     tasks, processes = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "process"))
-    figure, axes = plt.subplots(len(tasks), len(processes), figsize=(4.5 * len(processes), 3.2 * len(tasks)), sharey="row", squeeze=False)
+    size = (4.5 * len(processes), 3.2 * len(tasks))
+    figure, axes = plt.subplots(len(tasks), len(processes), figsize=size, sharey="row", squeeze=False)
     for (i, task), (j, process) in itertools.product(enumerate(tasks), enumerate(processes)):
-        panel = [row for row in rows if (row["task"], row["process"]) == (task, process)]
+        panel, axis = [row for row in rows if (row["task"], row["process"]) == (task, process)], axes[i, j]
         for decoder in dict.fromkeys(row["decoder"] for row in panel):
-            points = [row for row in panel if row["decoder"] == decoder]
-            axes[i, j].errorbar(*([p[key] for p in points] for key in ("evaluations", "score", "error")), label=decoder, marker="o", capsize=2)
-        axes[i, j].set(title=f"{task}, {process}", xlabel="network evaluations in a row", xscale="log")
-        axes[i, j].legend(fontsize=7)
-        axes[i, 0].set_ylabel(f"{panel[0]['metric']}, %" if panel else "")
+            x, y, error = zip(*[(p["evaluations"], p["score"], p["error"]) for p in panel if p["decoder"] == decoder])
+            axis.errorbar(x, y, error, label=decoder, marker="o", capsize=2)
+            axis.set(title=f"{task}, {process}", xlabel="network evaluations in a row", xscale="log")
+            axis.legend(fontsize=7)
+            axes[i, 0].set_ylabel(f"{panel[0]['metric']}, %")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -76,23 +77,23 @@ def main(argv=None):
     for path, checkpoint in models.items():
         check(process_of(checkpoint).name != "ar", f"{path} is autoregressive: it has no decoders to compare")
         metric = read_meta(checkpoint["config"]["data"])[1].get("metric", "exact")
-        check(metric != "code" or config.allow_code_execution,
-              f"{path} writes code: scoring it means running its programs; read the top of sandbox.py, then say --allow_code_execution")
+        check(metric != "code" or config.allow_code_execution, f"{path} writes code: scoring it means running its programs; "
+                                                               f"read the top of sandbox.py, then say --allow_code_execution")
     try:
         Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to --out={config.out}: {error.strerror}") from error
     lines = [f"n = {config.n_examples} test examples, 8 samples each, best by model score",
-             f"{'task':10s} {'process':10s} {'decoder':24s} {'n_steps':>7s} {'metric':>7s} {'score %':>8s} {'+-':>5s} {'evaluations':>11s}"
-             f" {'s/example':>9s} {'distinct-2':>10s}"]
+             f"{'task':10s} {'process':10s} {'decoder':24s} {'n_steps':>7s} {'metric':>7s} {'score %':>8s} {'+-':>5s}"
+             f" {'evaluations':>11s} {'s/example':>9s} {'distinct-2':>10s}"]
     print("\n".join(lines))
     for path, checkpoint in models.items():
         process, task = process_of(checkpoint), Path(checkpoint["config"]["data"]).name
         for (decoder, flags), n_steps in itertools.product(variants(process), STEPS):
             r = measure(path, flags, n_steps, config)
             metric, (score, error) = next(iter(r["scores"].items()))
-            rows.append(dict(task=task, process=process.name, model=path, decoder=decoder, n_steps=n_steps, metric=metric, score=score,
-                             error=error, evaluations=r["evaluations"], seconds=r["seconds"], distinct_2=r["distinct_2"]))
+            rows.append(dict(task=task, process=process.name, model=path, decoder=decoder, n_steps=n_steps, metric=metric,
+                             score=score, error=error, **{key: r[key] for key in ("evaluations", "seconds", "distinct_2")}))
             lines.append(f"{task:10s} {process.name:10s} {decoder:24s} {n_steps:7d} {metric:>7s} {score:8.1f} {error:5.1f}"
                          f" {r['evaluations']:11.1f} {r['seconds']:9.4f} {r['distinct_2']:10.3f}")
             print(lines[-1], flush=True)

@@ -1,8 +1,13 @@
-"""What each knob of the transfer gives: the code task from the same AR model, several seeds, one table.
+"""What each knob of the transfer gives: one AR model, N more steps with the knob, the same fine-tuning; several seeds.
 
-    python results/knobs.py --allow_code_execution
+    python results/knobs.py                                                      # the embedded translation task
+    python results/knobs.py --task=code --steps=600 --allow_code_execution      # runs the models' programs
+    python results/knobs.py --task=multi30k --text=books --steps=600             # prepared as in real_data.sh
 
-About 90 seconds a run on one core. Writes OUT/table.txt beside the runs. The models' programs are executed.
+N is a percentage of the AR steps, as in the paper. With N = 0 the knob works in the fine-tuning, and the teacher is the AR
+model fine-tuned on the task; else it works in the N steps on text, and the teacher is the AR model. Two rows lack AR weights:
+`from scratch` starts the fine-tuning at random, `diffusion` is pretrained as diffusion with the FLOPs of the AR steps and the
+largest N together. Writes OUT/table.txt beside the runs.
 """
 import sys
 from dataclasses import dataclass
@@ -16,67 +21,107 @@ import train_diff
 from checkpoint import load_checkpoint
 from config import check, one_of, parse, run
 from data import prepare
-from data.dataset import PREPARED
+from data.dataset import PREPARED, read_meta
+from model import flops
+
+KNOBS = {  # flags, from the steps that they work in and the teacher
+    "plain": lambda steps, teacher: [],
+    "shift": lambda steps, teacher: ["--shift"],
+    "anneal": lambda steps, teacher: [f"--anneal_steps={steps // 2}"],
+    "causal inputs": lambda steps, teacher: ["--inputs_attention=causal"],
+    "full": lambda steps, teacher: ["--inputs_attention=full"],
+    "teacher": lambda steps, teacher: [f"--teacher={teacher}"],
+    "alignment": lambda steps, teacher: [f"--teacher={teacher}", "--teacher_weight=0", "--align_weight=0.5"],
+    "AR loss": lambda steps, teacher: ["--ar_weight=0.5"],
+}
+WITHOUT_AR = ("from scratch", "diffusion")
 
 
 @dataclass
 class Config:
-    seeds: int = 3  # runs per row, seeds 0, 1, ...
-    pretrain_steps: int = 200  # AR steps on mostly Python text, as in demo.py
-    steps: int = 600  # fine-tuning steps
-    n_examples: int = 200  # test examples
-    knobs: str = ""  # names of rows, with commas; default: all
+    task: str = "translate"  # a prepared task; translate, code and qa are prepared where they are missing
+    text: str | None = None  # a prepared text to pretrain on; default: mostly Python source, as in demo.py
+    process: str = "uniform"  # or absorbing, gaussian
+    seeds: int = 3  # runs per row, seeds 0, 1, ...; all from one AR model
+    pretrain_steps: int = 1000  # AR steps on the text
+    steps: int = 300  # fine-tuning steps
+    n_examples: int = 100  # test examples
+    knobs: str = ",".join((*WITHOUT_AR, *KNOBS))  # the rows
+    percents: str = "0,1,10"  # the N of each row, in % of the AR steps
+    size: str = "4x96x3"
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
     out: str = "out/knobs"
 
 
+def row(name, n, results):
+    """Return a line of the table from the (score, loss) of each seed: means with their standard errors."""
+    scores, losses = zip(*results)
+    error = lambda x: stdev(x) / len(x) ** 0.5 if len(x) > 1 else float("nan")
+    return (f"{name:14s}{n:>6}{mean(scores):9.1f}{error(scores):6.1f}{mean(losses):13.4f}{error(losses):8.4f}   "
+            + " ".join(f"{s:.1f}" for s in scores))
+
+
 def main(argv=None):
     config = parse(Config, argv)
-    check(config.allow_code_execution, "scoring code means running programs that a model wrote; see the top of sandbox.py")
-    out = Path(config.out)
-    check(not out.exists(), f"{out} exists; it is not overwritten")
+    chosen = [one_of("knobs", name, (*WITHOUT_AR, *KNOBS)) for name in config.knobs.split(",")]
     for name in ("seeds", "steps", "n_examples"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
-    text, n = out / "text", config.pretrain_steps
-    ar = f"--init_from={out}/ar"
-    knobs = {
-        "from scratch": ["--size=4x96x3"],
-        "AR2Diff_0": [ar],
-        f"AR2Diff_{n // 10}": [f"--init_from={out}/ar2diff"],
-        "shift": [ar, "--shift"],
-        "anneal": [ar, f"--anneal_steps={config.steps // 3}"],
-        "causal inputs": [ar, "--inputs_attention=causal"],
-        "full": [ar, "--inputs_attention=full"],
-        "teacher": [ar, f"--teacher={out}/teacher"],
-        "alignment": [ar, f"--teacher={out}/teacher", "--teacher_weight=0", "--align_weight=0.5"],
-        "AR loss": [ar, "--ar_weight=0.5"],
-    }
-    chosen = [one_of("knobs", name, knobs) for name in config.knobs.split(",")] if config.knobs else list(knobs)
-    prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
-    if not (PREPARED / "code").exists():
-        prepare.main(["code"])
-    shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256"]
-    pretrain = [f"--data={text}", "--lr=3e-4", "--input_len=24", "--target_len=32", *shared]
-    task = ["--data=code", "--lr=3e-3", f"--steps={config.steps}", *shared]
-    train_ar.main([*pretrain, "--size=4x96x3", f"--steps={n}", f"--out_dir={out}/ar"])
-    train_ar.main([*task, f"--init_from={out}/ar", f"--out_dir={out}/teacher"])
-    train_diff.main([*pretrain, f"--init_from={out}/ar", f"--steps={n // 10}", "--warmup=5", f"--out_dir={out}/ar2diff"])
-    lines = [f"{config.seeds} seeds, {config.steps} steps of 16, n = {config.n_examples}; +- is the standard error over seeds",
-             f"{'':16s}{'pass@1 %':>10s}{'+-':>6s}{'valid, L1 + L2':>20s}{'+-':>8s}   each"]
+    percents = config.percents.split(",")
+    check(all(p.isdecimal() for p in percents), f"--percents={config.percents} must be whole numbers with commas between them")
+    adapt = [config.pretrain_steps * int(p) // 100 for p in percents]
+    check(all(n or p == "0" for n, p in zip(adapt, percents)), f"--percents={config.percents}: less than one of "
+                                                               f"--pretrain_steps={config.pretrain_steps}")
+    check(config.task != "code" or config.allow_code_execution,
+          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
+    out = Path(config.out)
+    check(not out.exists(), f"{out} exists; it is not overwritten")
+    if config.task in ("translate", "code", "qa") and not (PREPARED / config.task).exists():
+        prepare.main([config.task])
+    _, meta = read_meta(config.task)
+    text = config.text or f"{out}/text"
+    if config.text is None:
+        prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
+
+    P, canvas = config.pretrain_steps, [f"--{name}={meta[name]}" for name in ("input_len", "target_len")]
+    shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", "--too_long=drop"]
+    on_text = [f"--data={text}", "--lr=1e-3", *canvas, *shared]
+    on_task = [f"--data={config.task}", "--lr=3e-3", f"--steps={config.steps}", *shared]
+    allowed = ["--allow_code_execution"] if config.allow_code_execution else []
+    ar, teacher = f"{out}/ar", f"{out}/ar_task"
+    train_ar.main([*on_text, f"--size={config.size}", f"--steps={P}", f"--out_dir={ar}"])
+    train_ar.main([*on_task, f"--init_from={ar}", f"--out_dir={teacher}"])
+
+    def tuned(name, n, seed):
+        """Return the folder of a fine-tuned diffusion model that saw n steps on text with this knob."""
+        model, new = f"{out}/{name.replace(' ', '_')}_{n}_{seed}", [f"--process={config.process}", f"--seed={seed}"]
+        size = [f"--size={config.size}"]
+        if n == 0:
+            begin = size if name == "from scratch" else [f"--init_from={ar}", *KNOBS[name](config.steps, teacher)]
+            train_diff.main([*on_task, *new, *begin, f"--out_dir={model}"])
+        else:
+            begin = size if name == "diffusion" else [f"--init_from={ar}", *KNOBS[name](n, ar)]
+            train_diff.main([*on_text, *new, *begin, f"--steps={n}", f"--warmup={n // 5}", f"--out_dir={model}_text"])
+            train_diff.main([*on_task, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
+        return model
+
+    def measured(model):
+        """Return (score in %, best validation loss)."""
+        result = evaluation.main([model, f"--n_examples={config.n_examples}", *allowed])
+        return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
+
+    shape, (S, T) = load_checkpoint(ar)["shape"], (meta["input_len"], meta["target_len"])
+    cost = lambda passes: flops(shape, S, logits=False) + passes * flops(shape, T)
+    equal = round(P * cost(1) / cost(2 if config.process == "uniform" else 1)) + max(adapt)
+    steps = {"from scratch": (0,), "diffusion": (equal,)}
+    lines = [f"{config.task}: {P} AR steps on text, {config.steps} steps of fine-tuning as {config.process} diffusion, 16 "
+             f"sequences a step; n = {config.n_examples}, {config.seeds} seeds, +- over seeds",
+             f"{'':14s}{'N':>6s}{'score %':>9s}{'+-':>6s}{'valid loss':>13s}{'+-':>8s}   each",
+             row("AR itself", "", [measured(teacher)])]
     for name in chosen:
-        scores, losses = [], []
-        for seed in range(config.seeds):
-            folder = f"{out}/{name.replace(' ', '_')}.{seed}"
-            train_diff.main([*task, f"--seed={seed}", *knobs[name], f"--out_dir={folder}"])
-            result = evaluation.main([folder, f"--n_examples={config.n_examples}", "--allow_code_execution"])
-            scores.append(result["scores"]["pass@1"][0])
-            losses.append(load_checkpoint(f"{folder}/best.pt")["best"])
-        error = lambda x: stdev(x) / len(x) ** 0.5 if len(x) > 1 else float("nan")
-        lines.append(f"{name:16s}{mean(scores):10.1f}{error(scores):6.1f}{mean(losses):20.4f}{error(losses):8.4f}   "
-                     + " ".join(f"{s:.1f}" for s in scores))
-        print("\n".join(lines), flush=True)
-        Path(f"{out}/table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for n in steps.get(name, adapt):
+            lines.append(row(name, n, [measured(tuned(name, n, seed)) for seed in range(config.seeds)]))
+            print("\n".join(lines), flush=True)
+            (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

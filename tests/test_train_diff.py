@@ -1,4 +1,7 @@
 """train_diff.py: which process a run trains, with which options, said or inherited; every process goes on where it stopped."""
+import re
+import shutil
+
 import pytest
 import torch
 
@@ -97,6 +100,28 @@ def test_every_process_resumes_bit_identically_and_is_fine_tuned(train, tmp_path
     tuned = train("diff", tmp_path / "tuned", f"--init_from={whole.folder}", "--steps=2", "--lr=1e-2").checkpoint()
     assert process_of(tuned) == process_of(whole.checkpoint()) and len(tuned["history"]) == 1
     assert all(not torch.equal(tuned["model"][k], v) for k, v in whole.checkpoint()["model"].items()), "every tensor learns"
+
+
+def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless_said_and_elsewhere_they_are_not(
+        train, text, tmp_path, capsys):
+    first = ["--objective=span", "--input_len=20", "--target_len=7", f"--data={text}", *FEW]
+    ar = train("ar", tmp_path / "ar", *first)
+
+    def of(out, *flags):
+        capsys.readouterr()
+        run = train("diff", tmp_path / out, *(f"--init_from={ar.folder}", *FEW, *flags))
+        objective = re.search(r"uniform on \S+(?: \((\w+)\))?:", capsys.readouterr().out)[1]
+        return run.checkpoint()["input_len"], run.checkpoint()["target_len"], objective
+
+    assert of("same", f"--data={text}") == (20, 7, "span")
+    assert of("prefix", f"--data={text}", "--objective=prefix") == (20, 7, "prefix")
+    assert of("longer", f"--data={text}", "--target_len=9") == (20, 9, "span")
+    assert of("task") == (8, 7, None), "a task has its own"
+    copy = shutil.copytree(text, tmp_path / "other")
+    assert of("other", f"--data={copy}") == (64, 64, "prefix")
+    resumed = train("diff", tmp_path / "same", "--resume", f"--data={text}", f"--init_from={ar.folder}", "--eval_sequences=0",
+                    "--steps=2")
+    assert resumed.checkpoint()["step"] == 2 and resumed.checkpoint()["config"]["objective"] == "span"
 
 
 def test_the_config_names_every_option_of_every_process_that_a_user_may_set():
