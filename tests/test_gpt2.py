@@ -196,6 +196,14 @@ def test_a_changed_token_moves_exactly_the_targets_that_may_see_it(small, patter
     assert (moved.numpy() == may_see(*pattern, S, T)[S:]).all()
 
 
+@pytest.mark.parametrize("n_layer, width, n_params", [(12, 768, 124_439_808), (24, 1024, 354_823_168), (36, 1280, 774_030_080),
+                                                      (48, 1600, 1_557_611_200)])
+def test_the_four_sizes_have_the_number_of_parameters_that_the_reference_gives_them(n_layer, width, n_params):
+    with torch.device("meta"):
+        reference = GPT2LMHeadModel(GPT2Config(n_layer=n_layer, n_embd=width, n_head=width // 64))
+        assert gpt2.GPT2(50257, n_layer, width, width // 64).n_params() == reference.num_parameters() == n_params
+
+
 def test_more_columns_than_positions_are_refused_by_number(small):
     model = build_model(small[2]).eval()
     forward(model, tokens(1, 20), tokens(1, POSITIONS - 20), ("causal", "causal"))
