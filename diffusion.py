@@ -132,7 +132,8 @@ class Uniform:
                 certainty = logits.float().log_softmax(-1).amax(-1).masked_fill(kept, torch.inf)
                 guess = torch.where(rank(certainty) < math.ceil(unroll_share * x0.size(1)), second, first)
             else:
-                guess = noise.categorical(logits[..., :self.n_noise], temperature)
+                never = torch.arange(logits.size(-1), device=xt.device) >= self.n_noise  # x_t cannot have come from there
+                guess = noise.categorical(logits.masked_fill(never, -torch.inf), temperature)
                 guess = self.reverse(guess, xt, t, s, noise)
             last, xt = xt, torch.where(kept, xt, guess)
             drafts.append(xt)
