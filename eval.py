@@ -86,6 +86,7 @@ def evaluate_bits(config, checkpoint, path, meta):
     """Return a dict of bits per target token and per byte of config.checkpoint on a task's split, or on validation text."""
     check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
     check(config.out is None, "--out is for answers; --metric=bits gives none")
+    check(config.drafter is None, "--drafter is for answers; --metric=bits needs none")
     check(meta["kind"] == "task" or config.split in ("test", "valid"), f"--split={config.split}: text is measured on its "
                                                                        f"validation part")
     writer, split, n_left_out, objective = load_writer(config.checkpoint, config), "valid", 0, None
@@ -126,7 +127,8 @@ def evaluate(config):
           "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
     writer = load_writer(config.checkpoint, config)
-    check(config.n_programs == 1 or writer.process.name != "ar" or writer.options["temperature"] > 0,
+    greedy = writer.process.name == "speculative" or (writer.process.name == "ar" and writer.options["temperature"] == 0)
+    check(config.n_programs == 1 or not greedy,
           f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
     check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
     examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]

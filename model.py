@@ -136,6 +136,21 @@ def rms_norm(x):
     return F.rms_norm(x, x.shape[-1:])
 
 
+class SquaredReLU(torch.autograd.Function):
+    """relu(x)^2 (arXiv 2109.08668) with its own backward pass, 2 relu(x): two operations instead of four, the same bits."""
+
+    @staticmethod
+    def forward(ctx, x):
+        h = F.relu(x)
+        ctx.save_for_backward(h)
+        return h * h
+
+    @staticmethod
+    def backward(ctx, grad):
+        h, = ctx.saved_tensors
+        return (grad * h).mul_(2)
+
+
 class CrossAttention(nn.Module):
     """Attention of the targets to the output of the encoder."""
 
@@ -193,8 +208,8 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention_out(a))
         if self.cross is not None:
             x = x + self.dropout(self.cross(x, rotary, *cross))  # normalised there, as QK-norm
-        h = F.relu(self.mlp_in(rms_norm(x)), inplace=True)                               # (B, T, 4C)
-        return x + self.dropout(self.mlp_out(h * h)), (k, v)                             # h * h: faster than square() on CPU
+        h = SquaredReLU.apply(self.mlp_in(rms_norm(x)))                                  # (B, T, 4C)
+        return x + self.dropout(self.mlp_out(h)), (k, v)
 
 
 class NoisyVectors(nn.Module):

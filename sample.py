@@ -20,6 +20,7 @@ from data.dataset import Batch, pad_rows
 from diffusion import DECODER_OPTIONS
 from infill import draft_canvas, infill
 from noise import Noise
+from speculative import new_speculative
 from start import pick_device
 
 
@@ -37,6 +38,7 @@ class DecodeConfig:
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
     block_len: int | None = None  # confidence, threshold: finish blocks of so many positions from left to right; default: all
     remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
+    drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR then verifies: the same text, sooner
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
 
@@ -77,7 +79,7 @@ class Writer:
 
 def decode_options(config, process):
     """Return the options for process.decode(): the flags that were given, else its defaults. Raises UserError."""
-    names = [field.name for field in fields(DecodeConfig) if field.name not in ("seed", "device")]
+    names = [field.name for field in fields(DecodeConfig) if field.name not in ("drafter", "seed", "device")]
     parameters = inspect.signature(process.decode).parameters
     defaults = {name: parameters[name].default for name in names if name in parameters}
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -103,6 +105,8 @@ def load_writer(path, config, target_len=None):
     checkpoint = load_checkpoint(path)
     process, tokenizer, device = process_of(checkpoint), tokenizer_of(checkpoint), pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers and bounds compute in float64, MPS has none
+    if config.drafter:
+        process = new_speculative(config.drafter, checkpoint, device)
     options = decode_options(config, process)
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
@@ -162,7 +166,7 @@ def main(argv=None):
     check(config.noise is None or 0 < config.noise <= 1, f"--noise={config.noise} must be above 0 and at most 1")
     writer = load_writer(config.checkpoint, config, config.target_len)
     given = "infill" if config.infill is not None else "draft"
-    check(writer.process.name != "ar" or (config.infill is None and config.draft is None),
+    check(writer.process.name not in ("ar", "speculative") or (config.infill is None and config.draft is None),
           f"--{given} needs a diffusion model: an autoregressive one cannot look to the right")
     prompt = read_prompt(config)
     writer, batch = prompt_batch(writer, prompt)

@@ -13,7 +13,7 @@ from autoregressive import Autoregressive
 from config import UserError
 from data.dataset import Batch
 from diffusion import Absorbing, Gaussian, Uniform
-from model import ARCHITECTURES, SIZES, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
+from model import ARCHITECTURES, SIZES, SquaredReLU, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
 from noise import Noise
 
 V, S, T = 40, 5, 6
@@ -318,6 +318,20 @@ def test_rotary_scores_depend_on_the_distance_only():
     assert abs(score(3, 0) - score(0, 0)) > 0.01
     first, second = rotary_angles(0, 4, D, "cpu"), rotary_angles(4, 3, D, "cpu")
     assert all(torch.equal(torch.cat(pair), whole) for pair, whole in zip(zip(first, second), rotary_angles(0, 7, D, "cpu")))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_squared_relu_has_the_bits_and_the_gradient_of_its_plain_form(dtype):
+    x = torch.randn(1000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[:3] = torch.tensor([0.0, -0.0, 1e-30])
+    upstream, found = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype), []
+    for function in (SquaredReLU.apply, lambda x: F.relu(x) * F.relu(x)):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        y.backward(upstream)
+        found.append((y.detach(), leaf.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert torch.autograd.gradcheck(SquaredReLU.apply, torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("size, n_layer, width, n_head", [("base", 12, 768, 12), ("large", 24, 1024, 16), ("xl", 24, 2048, 32),

@@ -1,0 +1,62 @@
+"""Diffusion drafts, AR verifies: the text is that of greedy AR decoding, token for token, in fewer passes one after the other.
+
+    python sample.py out/ar_code --drafter=out/ar2diff_code --prompt="..." --show_steps
+    python eval.py out/ar_code --drafter=out/ar2diff_code
+
+Speculative decoding (arXiv 2211.17192) with a drafter that writes the whole canvas at once. A round is a draft, whose first
+tokens are those that are settled, and one causal pass of the AR model over it. That pass tells what AR would have written at
+every place before which the draft agrees with it; so the longest agreeing prefix is settled, and AR's own token behind it. A
+round settles at least one token; a drafter that AR agrees with needs one round.
+"""
+from dataclasses import dataclass
+
+import torch
+
+from checkpoint import build_model, load_checkpoint, process_of
+from config import check
+
+
+@dataclass
+class Speculative:
+    """Greedy decoding of an AR model, helped by a diffusion model. Both have the same tokenizer and canvas."""
+    ar: object
+    drafter: torch.nn.Module
+    process: object  # of the drafter
+    name = "speculative"
+
+    @torch.no_grad()
+    def decode(self, model, batch, noise, n_steps=1, n_samples=1):
+        """Yield drafts (B, T), one per evaluation of either network; the last is what greedy AR decoding writes.
+
+        n_steps: of the drafter, in every round. n_samples: drafted in parallel, the best by the drafter's score is verified.
+        """
+        context = model.encode(batch.inputs, batch.pad_mask, self.ar.inputs_attention)
+        T = batch.targets.size(1)
+        place, settled = torch.arange(T, device=batch.targets.device), torch.zeros_like(batch.targets[:, :1])  # (T,), (B, 1)
+        text = torch.full_like(batch.targets, self.ar.pad)                               # (B, T)
+        while (settled < T).any():
+            options = dict(n_steps=n_steps, n_samples=n_samples, temperature=0.0, frozen=place < settled)
+            for draft in self.process.decode(self.drafter, batch._replace(targets=text), noise, **options):
+                yield draft
+            draft = torch.where(place < settled, text, draft)  # were a MASK settled, masked diffusion would fill it
+            greedy = model.decode(self.ar.feed(draft), context, "causal").argmax(-1)     # (B, T)
+            agreed = (draft == greedy).cumprod(1).sum(1, keepdim=True)                   # (B, 1)
+            text = torch.where(place <= agreed, greedy, self.ar.pad)                     # at place `agreed`, AR's own token
+            is_eos = (text == self.ar.eos).long()
+            text = text.masked_fill(is_eos.cumsum(1) > is_eos, self.ar.pad)              # as AR does: PAD behind EOS
+            settled = torch.where(is_eos.any(dim=1, keepdim=True), T, agreed + 1)
+            yield text
+
+
+def new_speculative(path, checkpoint, device):
+    """Return the Speculative of an AR checkpoint dict and the drafter at `path`. Raises UserError where they do not fit."""
+    ar, other = process_of(checkpoint), load_checkpoint(path)
+    process = process_of(other)
+    check(ar.name == "ar", f"--drafter: only an autoregressive model verifies drafts, this one is a {ar.name} model")
+    check(process.name != "ar", f"--drafter={path} is autoregressive; a diffusion model drafts")
+    check(other["tokenizer"]["hash"] == checkpoint["tokenizer"]["hash"], f"--drafter={path} has the tokenizer "
+          f"{other['tokenizer']['name']!r}, this model has {checkpoint['tokenizer']['name']!r}")
+    own, its = ((c["input_len"], c["target_len"]) for c in (checkpoint, other))
+    check(own == its, f"--drafter={path} has a canvas of {its[0]} + {its[1]} tokens, this model one of {own[0]} + {own[1]}")
+    check(own[0] > 0, "--drafter: a plain language model (input_len 0) has no canvas to draft")
+    return Speculative(ar, build_model(other, device).eval(), process)

@@ -1,0 +1,91 @@
+"""bench.py: what it times is what it says, the yardstick is a GPT, and the table has a row for everything."""
+import json
+
+import pytest
+import torch
+
+import bench
+from autoregressive import Autoregressive
+from config import UserError
+from conftest import MASK, PAD, ragged_batch, tiny_model
+from noise import Noise
+
+TINY = ["--size=1x16x2", "--vocab_size=64", "--input_len=4", "--target_len=4", "--batch_size=2", "--lengths=3,5", "--rounds=2",
+        "--n_steps=1,2", "--device=cpu"]
+
+
+def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "copy_rate", lambda device: 1e9)  # half a gigabyte is too much for a test
+    bench.main([*TINY, "--dtypes=float32,bfloat16", "--decode_batch=1,2", f"--out={tmp_path}/x.json"])
+    facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    kinds = ["plain GPT", "AR, no inputs", "AR", "absorbing", "uniform (SUNDAE)", "uniform, inputs twice"]
+    assert [(r["what"], r["dtype"]) for r in facts["training"]] == [(k, d) for d in ("float32", "bfloat16") for k in kinds]
+    ways = ["AR", "AR, no cache", "1 steps", "2 steps", "10 steps x 8 samples", "10 steps, inputs anew"]
+    assert [(r["dtype"], r["batch"], r["length"], r["what"]) for r in facts["decoding"]] == [
+        (d, b, n, w) for d in ("float32", "bfloat16") for b in (1, 2) for n in (3, 5) for w in ways]
+    assert all(r["seconds"] > 0 and r["low"] <= r["high"] for r in facts["training"] + facts["decoding"])
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"\n{kind} ") >= 2 for kind in kinds + ways)
+
+
+def test_ratios_are_those_of_the_same_round():
+    assert bench.ratio([2, 8, 3], [1, 2, 3])[0] == 2, "2, 4, 1; that of the medians would be 1.5"
+    assert bench.ratio([3.0], [2.0]) == (1.5, 1.5, 1.5)
+
+
+def test_functions_take_turns_and_two_rounds_do_not_count():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = bench.take_turns(functions, 3, torch.device("cpu"))
+    assert calls == list("ab" * 5) and {name: len(t) for name, t in times.items()} == {"a": 3, "b": 3}
+
+
+def test_the_arithmetic_of_a_step_is_that_of_its_passes_over_inputs_and_targets():
+    config = bench.Config(size="1x16x2", vocab_size=8, input_len=6, target_len=6, batch_size=2)
+    _, cost = bench.training_steps(config, torch.device("cpu"), "float32", False)
+    per_token, logits = 2 * 12 * 16 ** 2, 2 * 8 * 16  # forward; backward costs twice as much
+    assert cost == {"plain GPT": 6 * 12 * (per_token + logits), "AR, no inputs": 6 * 12 * (per_token + logits),
+                    "AR": 6 * (12 * per_token + 6 * logits), "absorbing": 6 * (12 * per_token + 6 * logits),
+                    "uniform (SUNDAE)": 6 * (18 * per_token + 12 * logits),
+                    "uniform, inputs twice": 6 * (24 * per_token + 12 * logits)}
+
+
+def test_decoding_without_a_cache_writes_what_the_cached_decoder_writes():
+    process, texts = Autoregressive(MASK, -1, PAD), []
+    for seed in range(4):
+        model, batch = tiny_model(seed), ragged_batch(seed=seed)
+        *_, cached = process.decode(model, batch, Noise(0, "decode", 0, range(4)))
+        assert torch.equal(bench.decode_uncached(process, model, batch), cached)
+        texts.append(cached)
+    assert len(torch.cat(texts).unique(dim=0)) > 8
+
+
+def test_the_yardstick_is_causal_and_learns():
+    torch.manual_seed(0)
+    model, tokens = bench.PlainGPT(16, 2, 16, 2, 8), torch.randint(16, (4, 9))
+    x = (model.embedding(tokens[:, :-1]) + model.positions.weight).detach()
+    changed = x.clone()
+    changed[:, 5] += 1
+    for block in model.blocks:
+        x, changed = block(x), block(changed)
+    moved = (x != changed).any(dim=-1)
+    assert not moved[:, :5].any() and moved[:, 5:].all()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        loss = model(tokens)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert 2.6 < losses[0] < 3.0 and losses[-1] < 0.5  # log 16 = 2.77
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--lengths=1,x"], "--lengths=1,x must be whole numbers above 0"), (["--n_steps=0"], "--n_steps=0 must be"),
+    (["--dtypes=float16"], "dtypes='float16' is not one of float32, bfloat16"), (["--size=huge"], "huge"),
+    (["--rounds=0"], "--rounds=0 must be at least 1"), (["--input_len=0"], "--input_len=0 must be at least 1"),
+    (["--device=gpu"], "device='gpu' is not one of"), (["--out=README.md"], "--out=README.md exists; it is not overwritten")])
+def test_a_wrong_flag_is_refused_in_one_line(flags, message):
+    with pytest.raises(UserError, match=message):
+        bench.main(flags)
