@@ -4,6 +4,7 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python sample.py out/ar2diff_code --prompt="..." --draft="def f(data):\n    return data" --noise=0.3
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
+    python sample.py out/ar_code --task=code --out=data/prepared/code_by_ar          # then train_diff.py --data=code_by_ar
 
 \n in --infill and --draft is a line end.
 """
@@ -18,6 +19,7 @@ from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
 from config import UserError, check, one_of, parse, run
 from data.dataset import Batch, pad_rows
 from diffusion import DECODER_OPTIONS
+from distill import write_answers
 from infill import draft_canvas, infill
 from noise import Noise
 from speculative import new_speculative
@@ -53,6 +55,9 @@ class Config(DecodeConfig):
     noise: float | None = None  # draft: noise level to begin at, the share of tokens destroyed; above 0, at most 1; default 0.3
     target_len: int | None = None  # tokens to write at most; default: as trained
     show_steps: bool = False  # print the draft after every step
+    task: str | None = None  # answer all training inputs of this task, and write a task whose training targets are the answers
+    out: str | None = None  # task: the new folder; validation and test examples stay the old ones
+    n_examples: int | None = None  # task: the first n training inputs only
 
 
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
@@ -161,6 +166,13 @@ def read_prompt(config):
 
 def main(argv=None):
     config = parse(Config, argv)
+    one_text = [name for name in ("prompt", "infill", "draft", "target_len") if getattr(config, name) is not None]
+    check(config.task is None or not (one_text or config.show_steps), f"--task answers all inputs; it does not go with "
+                                                                      f"--{(one_text or ['show_steps'])[0]}")
+    check((config.task is None) == (config.out is None), "--task and --out go together")
+    check(config.task is not None or config.n_examples is None, "--n_examples goes with --task")
+    if config.task is not None:
+        return write_answers(config, load_writer(config.checkpoint, config))
     check(config.infill is None or config.draft is None, "--infill and --draft exclude each other")
     check(config.draft is not None or config.noise is None, "--noise goes with --draft")
     check(config.noise is None or 0 < config.noise <= 1, f"--noise={config.noise} must be above 0 and at most 1")

@@ -16,6 +16,7 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
 import eval as evaluation
+import sample
 import train_ar
 import train_diff
 from checkpoint import load_checkpoint
@@ -33,6 +34,7 @@ KNOBS = {  # flags, from the steps that they work in and the teacher
     "teacher": lambda steps, teacher: [f"--teacher={teacher}"],
     "alignment": lambda steps, teacher: [f"--teacher={teacher}", "--teacher_weight=0", "--align_weight=0.5"],
     "AR loss": lambda steps, teacher: ["--ar_weight=0.5"],
+    "distilled": lambda steps, teacher: [],  # the data of the fine-tuning are answers of the AR model
 }
 WITHOUT_AR = ("from scratch", "diffusion")
 
@@ -85,28 +87,30 @@ def main(argv=None):
     P, canvas = config.pretrain_steps, [f"--{name}={meta[name]}" for name in ("input_len", "target_len")]
     shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", "--too_long=drop"]
     on_text = [f"--data={text}", "--lr=1e-3", *canvas, *shared]
-    on_task = [f"--data={config.task}", "--lr=3e-3", f"--steps={config.steps}", *shared]
+    on_task = ["--lr=3e-3", f"--steps={config.steps}", *shared]
     allowed = ["--allow_code_execution"] if config.allow_code_execution else []
     ar, teacher = f"{out}/ar", f"{out}/ar_task"
     train_ar.main([*on_text, f"--size={config.size}", f"--steps={P}", f"--out_dir={ar}"])
-    train_ar.main([*on_task, f"--init_from={ar}", f"--out_dir={teacher}"])
+    train_ar.main([*on_task, f"--data={config.task}", f"--init_from={ar}", f"--out_dir={teacher}"])
+    if "distilled" in chosen:  # as many examples as are seen
+        sample.main([teacher, f"--task={config.task}", f"--out={out}/distilled", f"--n_examples={16 * config.steps}"])
 
     def tuned(name, n, seed):
         """Return the folder of a fine-tuned diffusion model that saw n steps on text with this knob."""
         model, new = f"{out}/{name.replace(' ', '_')}_{n}_{seed}", [f"--process={config.process}", f"--seed={seed}"]
-        size = [f"--size={config.size}"]
+        size, data = [f"--size={config.size}"], f"--data={out / 'distilled' if name == 'distilled' else config.task}"
         if n == 0:
             begin = size if name == "from scratch" else [f"--init_from={ar}", *KNOBS[name](config.steps, teacher)]
-            train_diff.main([*on_task, *new, *begin, f"--out_dir={model}"])
+            train_diff.main([*on_task, data, *new, *begin, f"--out_dir={model}"])
         else:
             begin = size if name == "diffusion" else [f"--init_from={ar}", *KNOBS[name](n, ar)]
             train_diff.main([*on_text, *new, *begin, f"--steps={n}", f"--warmup={n // 5}", f"--out_dir={model}_text"])
-            train_diff.main([*on_task, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
+            train_diff.main([*on_task, data, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
         return model
 
     def measured(model):
         """Return (score in %, best validation loss)."""
-        result = evaluation.main([model, f"--n_examples={config.n_examples}", *allowed])
+        result = evaluation.main([model, f"--data={config.task}", f"--n_examples={config.n_examples}", *allowed])
         return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
 
     shape, (S, T) = load_checkpoint(ar)["shape"], (meta["input_len"], meta["target_len"])
