@@ -5,19 +5,22 @@ set -euo pipefail
 PY=${PYTHON:-python} OUT=${OUT:-out/processes} TEXT=${1:?the path of tiny Shakespeare}
 run() { echo; echo "\$ python $*"; "$PY" "$@"; }
 
-# Bits per character: the same model, the same 4,000 x 12 x 64 characters for each; then twice as many, to see the gap move.
+# Bits per character: the same model and the same characters for each; fewer and more of them, and a wider model, to see the gap move.
 [ -d data/prepared/shakespeare ] || run data/prepare.py text --sources="$TEXT" --tokenizer=bytes --out=data/prepared/shakespeare
-characters="--data=shakespeare --size=4x128x4 --input_len=0 --target_len=64 --batch_size=12 --lr=2e-3 --log_every=500 --eval_every=2000"
-bits() { # steps, models
-    steps=$1; shift
+characters="--data=shakespeare --input_len=0 --target_len=64 --batch_size=12 --log_every=1000 --eval_every=4000"
+bits() { # size, learning rate, steps, models
+    size=$1 lr=$2 steps=$3; shift 3
     for model in "$@"; do
         [ $model = ar ] && script=train_ar.py || script="train_diff.py --process=$model"
-        run $script $characters --steps=$steps --out_dir="$OUT/${model}_characters_$steps"
-        run eval.py "$OUT/${model}_characters_$steps" --metric=bits --n_examples=256 --n_draws=32
+        out="$OUT/${model}_characters_${size}_$steps"
+        run $script $characters --size=$size --lr=$lr --steps=$steps --out_dir="$out"
+        run eval.py "$out" --metric=bits --n_examples=256 --n_draws=32
     done
 }
-bits 4000 ar absorbing uniform gaussian
-bits 8000 ar absorbing
+bits 4x128x4 2e-3 4000 ar absorbing uniform gaussian
+for steps in 1000 8000 16000; do bits 4x128x4 2e-3 $steps ar absorbing; done
+bits 4x256x4 1e-3 4000 ar absorbing
+run results/orders.py "$OUT/absorbing_characters_4x128x4_16000"
 
 # Tasks: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights; the better half
 # then by every decoder in 1 to 32 steps.
@@ -29,9 +32,9 @@ for task in code translate qa; do
     [ -d data/prepared/$task ] || run data/prepare.py $task
     for process in uniform absorbing gaussian; do
         [ $process = uniform ] && steps=1200 || steps=2400  # uniform makes two passes a step
-        model="$OUT/${task}_$process"
-        run train_diff.py --data=$task --lr=3e-3 --steps=$steps $shared --process=$process --init_from="$OUT/ar" --out_dir="$model"
-        run train_diff.py --data=$task --lr=3e-3 --steps=$steps $shared --process=$process --out_dir="${model}_scratch"
+        model="$OUT/${task}_$process" train="train_diff.py --data=$task --lr=3e-3 --steps=$steps $shared --process=$process"
+        run $train --init_from="$OUT/ar" --out_dir="$model"
+        run $train --out_dir="${model}_scratch"
         for m in "$model" "${model}_scratch"; do run eval.py "$m" --n_examples=200 --n_steps=32 --allow_code_execution; done
         [ $process = uniform ] || model="${model}_scratch"
         models="$models,$model"
