@@ -6,11 +6,14 @@
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
 same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
-plain GPT-2 (below), eager and in the first dtype; that of decoding is AR with its cache. A floor is the larger of FLOPs /
-matmul peak and bytes / copy rate, both measured at the start (on a GPU the peak is the one its maker states).
+plain GPT-2 (below), eager and in the first dtype; that of decoding is this repository's AR decoder with its cache. All decoding
+is eager; AR without a cache is timed up to 512 tokens. A floor is the larger of FLOPs / matmul peak and bytes of weights / copy
+rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay in a cache of the
+processor are read faster than that.
 """
 import itertools
 import json
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +26,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from autoregressive import Autoregressive
-from config import check, one_of, parse, run
+from config import UserError, check, one_of, parse, run
 from data.dataset import Batch
 from diffusion import Absorbing, Uniform
 from model import Transformer, flops, shape_of
@@ -31,7 +34,7 @@ from noise import Noise
 from start import pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOP/s that NVIDIA states (SXM)
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOP/s that NVIDIA states, not for PCIe
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Config:
     n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
     decode_batch: str = "1"  # inputs decoded at once
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # each also by torch.compile
+    compiled: bool = False  # training also by torch.compile
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
     out: str | None = None  # JSON file for all numbers
@@ -116,9 +119,10 @@ def ratio(times, yardstick):
 
 def peak(dtype, device):
     """Return FLOP/s: what the maker states for this GPU, else the best of some large matrix products."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if stated := next((PEAKS[gpu] for gpu in PEAKS if gpu in name and dtype == torch.bfloat16), None):
-        return stated
+    words = torch.cuda.get_device_name(device).replace("-", " ").split() if device.type == "cuda" else []
+    stated = [PEAKS[word] for word in words if word in PEAKS and "PCIe" not in words]
+    if stated and dtype == torch.bfloat16:
+        return stated[0]
     n = 4096 if device.type == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     return 2 * n ** 3 / min(take_turns({"": lambda: a @ a}, 5, device)[""])
@@ -148,14 +152,16 @@ def stepper(model, loss, device, autocast):
 
 
 def training_steps(config, device, dtype, compiled):
-    """Return ({name: function}, {name: FLOPs of a step}) of all that is trained."""
+    """Return ({name: function}, {name: FLOPs of a step}, {name: parameters}) of all that is trained."""
     B, S, T, V, shape = config.batch_size, config.input_len, config.target_len, config.vocab_size, shape_of(config.size)
-    tokens = torch.randint(V, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
     noise, split = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1])
     plain = PlainGPT(V, *shape, S + T).to(device)
-    call = torch.compile(plain) if compiled else plain
+    compile_ = partial(torch.compile, dynamic=False)
+    call = compile_(plain) if compiled else plain
     steps = {"plain GPT": stepper(plain, lambda: call(tokens), device, autocast)}
+    n_params = {"plain GPT": sum(p.numel() for p in plain.parameters())}
     cost = {"plain GPT": 3 * B * flops(Transformer(V, *shape).shape, S + T)}
     kinds = {"AR, no inputs": (Autoregressive(0, 1, 2), Batch(tokens[:, :0], None, tokens[:, :-1]), 1),
              "AR": (Autoregressive(0, 1, 2), split, 1),
@@ -165,23 +171,24 @@ def training_steps(config, device, dtype, compiled):
     for name, (process, batch, passes) in kinds.items():
         model = Transformer(V, *shape).to(device)
         if compiled:
-            model.encode, model.states, model.logits = map(torch.compile, (model.encode, model.states, model.logits))
+            model.encode, model.states, model.logits = map(compile_, (model.encode, model.states, model.logits))
+        n_params[name] = model.n_params()
         steps[name] = stepper(model, lambda p=process, m=model, b=batch: p.loss(m, b, noise).total, device, autocast)
         n_inputs, n_targets = batch.inputs.size(1), batch.targets.size(1)
         encodings = passes if process.inputs_attention == "full" else 1
         cost[name] = 3 * B * (encodings * flops(model.shape, n_inputs, logits=False) + passes * flops(model.shape, n_targets))
-    return steps, cost
+    return steps, cost, n_params
 
 
 def bench_training(config, device, peaks):
     """Return rows, one for each kind of training step in each dtype, eager and compiled."""
     modes = [(dtype, compiled) for dtype in config.dtypes.split(",") for compiled in (False, True)[:1 + config.compiled]]
-    functions, costs = {}, {}
+    torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
+    functions, costs, memory = {}, {}, {}
     for dtype, compiled in modes:
-        steps, cost = training_steps(config, device, dtype, compiled)
-        functions |= {(name, dtype, compiled): step for name, step in steps.items()}
-        costs |= {(name, dtype, compiled): c for name, c in cost.items()}
-    memory = {key: peak_memory(step, device) for key, step in functions.items()}
+        for found, of_mode in zip((functions, costs, memory), training_steps(config, device, dtype, compiled)):
+            found |= {(name, dtype, compiled): value for name, value in of_mode.items()}
+    memory = {key: peak_memory(functions[key], n_params, device) for key, n_params in memory.items()}
     times, rows = take_turns(functions, config.rounds, device), []
     for (name, *mode), seconds in times.items():
         dtype, compiled = mode
@@ -194,14 +201,17 @@ def bench_training(config, device, peaks):
     return rows
 
 
-def peak_memory(function, device):
-    """Return the bytes of GPU memory in use at the most during one call; nan on other devices."""
+def peak_memory(step, n_params, device):
+    """Return the bytes of GPU memory that a step needs at the most, weights and AdamW's moments included; nan elsewhere."""
     if device.type != "cuda":
         return float("nan")
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
+    step()  # allocates the moments, and compiles
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+    before = torch.cuda.memory_allocated(device)  # of all models
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before + 3 * 4 * n_params
 
 
 # ---- decoding ----
@@ -212,8 +222,8 @@ def decode_uncached(process, model, batch):
     tokens = torch.full_like(batch.targets, process.start)
     for i in range(batch.targets.size(1)):
         context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
-        logits = model.decode(process.feed(tokens[:, :i + 1]), context, "causal")
-        tokens[:, i] = logits[:, -1].argmax(-1)
+        states = model.states(process.feed(tokens[:, :i + 1]), context, "causal")        # (B, i + 1, C)
+        tokens[:, i] = model.logits(states[:, -1]).argmax(-1)
     return tokens
 
 
@@ -222,16 +232,19 @@ def decoders(config, model, batch):
     (B, S), T, V = batch.inputs.shape, batch.targets.size(1), config.vocab_size
     noise, ar = Noise(0, "decode", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    passed = lambda n_inputs, n_targets: B * (flops(model.shape, n_inputs, logits=False) + flops(model.shape, n_targets))
-    found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights)}
+    backbone = weights - model.embedding.weight.numel() * model.embedding.weight.element_size()  # what encode() reads
+    passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
+    found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights + backbone)}
     if T <= 512:
-        found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), passed(T * S, T * (T + 1) / 2), T * weights)
+        work = passed(T * S + T * (T - 1) / 2, T)
+        found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work, T * (weights + backbone))
     several = [(n, 1, "bidirectional") for n in map(int, config.n_steps.split(","))]
     for n, samples, attention in [*several, (10, 8, "bidirectional"), (10, 1, "full")]:
         name = f"{n} steps" + f" x {samples} samples" * (samples > 1) + ", inputs anew" * (attention == "full")
         decode = partial(Uniform(V, inputs_attention=attention).decode, model, batch, noise, n_steps=n, n_samples=samples)
-        n_inputs = S * n if attention == "full" else S
-        found[name] = (lambda decode=decode: list(decode()), passed(n_inputs, n * samples * T), n * weights)
+        work = passed(S * n if attention == "full" else S, n * samples * T)
+        read = n * weights + (0 if attention == "full" else backbone)
+        found[name] = (lambda decode=decode: list(decode()), work, read)
     return found
 
 
@@ -275,6 +288,7 @@ def decoding_line(r):
 def main(argv=None):
     config = parse(Config, argv)
     device = pick_device(config.device)
+    device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     for name in ("vocab_size", "target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     for name in ("lengths", "n_steps", "decode_batch"):
@@ -285,11 +299,17 @@ def main(argv=None):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
+    try:
+        Path(config.out or os.devnull).touch()  # found out now, not after minutes
+    except OSError as error:
+        raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
     peaks, bandwidth = {dtype: peak(DTYPES[dtype], device) for dtype in config.dtypes.split(",")}, copy_rate(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
+    torch.set_float32_matmul_precision("high")  # as train_loop.py does on CUDA
     training = bench_training(config, device, peaks)
+    torch.set_float32_matmul_precision("highest")
     print(f"\nTraining step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens", TRAINING,
           *map(training_line, training), sep="\n", flush=True)
     decoding = bench_decoding(config, device, peaks, bandwidth)

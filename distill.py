@@ -30,19 +30,21 @@ def write_answers(config, writer):
     check(config.n_examples is None or config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(not Path(config.out).exists(), f"--out={config.out} exists; it is not overwritten")
     tokenizer, inputs = writer.tokenizer, [e["input"] for e in read_jsonl(path / "train.jsonl")[:config.n_examples]]
+    longest = min(writer.target_len, meta.get("target_len", writer.target_len))
+    batch_size = max(1, 64 // writer.options["n_samples"])
     encoded = tokenizer.encode_batch(inputs)
     fitting = [i for i, ids in enumerate(encoded) if len(ids) <= writer.input_len]
     with draft_of(Path(config.out).resolve(), overwrite=False) as draft:
         n_written = 0
         with open(draft / "train.jsonl", "w", encoding="utf-8", newline="\n") as file:
-            for first in tqdm(range(0, len(fitting), 64), desc="answers", leave=False, disable=None):
-                rows = fitting[first:first + 64]
+            for first in tqdm(range(0, len(fitting), batch_size), desc="answers", leave=False, disable=None):
+                rows = fitting[first:first + batch_size]
                 batch = pad_rows([(encoded[i], []) for i in rows], tokenizer, writer.input_len, writer.target_len)
                 answers = writer.drafts(batch, Noise(config.seed, "decode", 0, rows))[-1].tolist()
                 for i, ids in zip(rows, answers):
                     pair = {"input": inputs[i], "target": tokenizer.decode(ids)}
                     n_tokens = len(tokenizer.encode(pair["target"]))  # perhaps other tokens than those that were drawn
-                    if tokenizer.eos in ids and pair["target"].strip() and n_tokens < writer.target_len:
+                    if tokenizer.eos in ids and pair["target"].strip() and n_tokens < longest:
                         file.write(json.dumps(pair, ensure_ascii=False) + "\n")
                         n_written += 1
         check(n_written, f"not one of {len(inputs)} answers ends within the canvas; nothing was written")

@@ -148,7 +148,7 @@ def evaluate(config):
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
                 distinct_2=metrics.distinct_n(answers, 2),
                 evaluations=facts["steps"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
-                seconds=facts["seconds"] / n_answers, options=writer.options,
+                seconds=facts["seconds"] / n_answers, options=writer.options, drafter=config.drafter,
                 **provenance(config, checkpoint, writer, path, config.split))
 
 
@@ -178,6 +178,7 @@ def report(r):
               f"distinct-2 {r['distinct_2']:.3f}",
               f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, "
               f"{r['seconds']:.4f} s per answer (decoding only, in batches)"]
+    lines += [f"  drafter {r['drafter']}"] if r["drafter"] else []
     return lines + ([f"  {r['signature']}"] if r["signature"] else [])
 
 

@@ -275,7 +275,8 @@ class Transformer(nn.Module):
         also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
         """
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
-        return self.dropout(x + torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1).type_as(x))
+        places = torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1)  # (T, C)
+        return self.dropout(x + places.to(self.embedding.weight.dtype))
 
     def rotary(self, start, n):
         return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)

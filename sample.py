@@ -40,7 +40,7 @@ class DecodeConfig:
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
     block_len: int | None = None  # confidence, threshold: finish blocks of so many positions from left to right; default: all
     remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
-    drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR then verifies: the same text, sooner
+    drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
 
@@ -166,7 +166,7 @@ def read_prompt(config):
 
 def main(argv=None):
     config = parse(Config, argv)
-    one_text = [name for name in ("prompt", "infill", "draft", "target_len") if getattr(config, name) is not None]
+    one_text = [name for name in ("prompt", "infill", "draft", "noise", "target_len") if getattr(config, name) is not None]
     check(config.task is None or not (one_text or config.show_steps), f"--task answers all inputs; it does not go with "
                                                                       f"--{(one_text or ['show_steps'])[0]}")
     check((config.task is None) == (config.out is None), "--task and --out go together")

@@ -1,4 +1,4 @@
-"""Diffusion drafts, AR verifies: the text is that of greedy AR decoding, token for token, in fewer passes one after the other.
+"""Diffusion drafts, AR verifies: the text of greedy AR decoding, in fewer passes where the two models agree.
 
     python sample.py out/ar_code --drafter=out/ar2diff_code --prompt="..." --show_steps
     python eval.py out/ar_code --drafter=out/ar2diff_code
@@ -6,7 +6,9 @@
 Speculative decoding (arXiv 2211.17192) with a drafter that writes the whole canvas at once. A round is a draft, whose first
 tokens are those that are settled, and one causal pass of the AR model over it. That pass tells what AR would have written at
 every place before which the draft agrees with it; so the longest agreeing prefix is settled, and AR's own token behind it. A
-round settles at least one token; a drafter that AR agrees with needs one round.
+round settles at least one token; a drafter that AR agrees with needs one round, a useless one a round for every token. The text
+is AR's to rounding: one pass over many tokens and a pass for each may differ in the last bits, which matter between logits that
+are equal.
 """
 from dataclasses import dataclass
 
@@ -14,6 +16,23 @@ import torch
 
 from checkpoint import build_model, load_checkpoint, process_of
 from config import check
+
+
+class EncodedOnce:
+    """A model that encodes its first inputs only, and remembers them."""
+
+    def __init__(self, model):
+        self.model, self.context = model, None
+
+    def encode(self, *args):
+        self.context = self.context or self.model.encode(*args)
+        return self.context
+
+    def decode(self, *args):
+        return self.model.decode(*args)
+
+    def __getattr__(self, name):  # parts of the model that a process asks for
+        return getattr(self.model, name)
 
 
 @dataclass
@@ -31,12 +50,12 @@ class Speculative:
         n_steps: of the drafter, in every round. n_samples: drafted in parallel, the best by the drafter's score is verified.
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.ar.inputs_attention)
-        T = batch.targets.size(1)
+        drafter, T = EncodedOnce(self.drafter), batch.targets.size(1)
         place, settled = torch.arange(T, device=batch.targets.device), torch.zeros_like(batch.targets[:, :1])  # (T,), (B, 1)
         text = torch.full_like(batch.targets, self.ar.pad)                               # (B, T)
         while (settled < T).any():
             options = dict(n_steps=n_steps, n_samples=n_samples, temperature=0.0, frozen=place < settled)
-            for draft in self.process.decode(self.drafter, batch._replace(targets=text), noise, **options):
+            for draft in self.process.decode(drafter, batch._replace(targets=text), noise, **options):
                 yield draft
             draft = torch.where(place < settled, text, draft)  # were a MASK settled, masked diffusion would fill it
             greedy = model.decode(self.ar.feed(draft), context, "causal").argmax(-1)     # (B, T)

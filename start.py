@@ -13,7 +13,7 @@ import torch.distributed as dist
 from autoregressive import Autoregressive
 from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
 from config import UserError, check, one_of
-from data.dataset import read_meta
+from data.dataset import find_folder, read_meta
 from data.tokenizer import load_tokenizer
 from model import ARCHITECTURES, Transformer, shape_of
 
@@ -84,9 +84,13 @@ def origin_of(config):
         return None
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
     origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
-    if origin["config"].get("data") == config.data and read_meta(config.data)[1]["kind"] == "text":
-        for name in ("input_len", "target_len", "objective"):
-            setattr(config, name, origin["config"][name] if getattr(config, name) is None else getattr(config, name))
+    (path, meta), then = read_meta(config.data), origin["config"]
+    trained_on = find_folder(then["data"]) if then["data"] else None  # GPT-2 was trained elsewhere
+    if meta["kind"] == "text" and trained_on and trained_on.samefile(path):
+        config.input_len = then["input_len"] if config.input_len is None else config.input_len
+        config.target_len = then["target_len"] if config.target_len is None else config.target_len
+        if config.objective is None and (config.input_len == 0) == (then["input_len"] == 0):
+            config.objective = then["objective"]
     return origin
 
 

@@ -28,9 +28,14 @@ class Batch(NamedTuple):
         return Batch(*(x if x is None else x.to(device) for x in self))
 
 
+def find_folder(name):
+    """Return the Path of a folder, given by path or by name in data/prepared, or None."""
+    return next((p for p in (Path(name), PREPARED / name) if p.is_dir()), None)
+
+
 def read_meta(folder):
     """Return (path, meta) of a prepared folder, given by path or by name in data/prepared. Raises UserError without one."""
-    path = next((p for p in (Path(folder), PREPARED / folder) if p.is_dir()), None)
+    path = find_folder(folder)
     check(path is not None, f"no data folder {folder!r}, nor {PREPARED.name}/{folder} beside data/prepare.py; "
                             f"make it with: python data/prepare.py {Path(folder).name}")
     if (path / "meta.json").exists():

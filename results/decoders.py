@@ -73,8 +73,11 @@ def main(argv=None):
     config = parse(Config, argv)
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(not Path(f"{config.out}.txt").exists(), f"{config.out}.txt exists; it is not overwritten")
-    models, rows = {path: load_checkpoint(path) for path in config.models.split(",")}, []
+    models, rows, seen = {path: load_checkpoint(path) for path in config.models.split(",")}, [], {}
     for path, checkpoint in models.items():
+        key = process_of(checkpoint).name, checkpoint["config"]["data"]
+        check(key not in seen, f"{seen.get(key)} and {path} are both {key[0]} models of {key[1]}; compare one of each")
+        seen[key] = path
         check(process_of(checkpoint).name != "ar", f"{path} is autoregressive: it has no decoders to compare")
         metric = read_meta(checkpoint["config"]["data"])[1].get("metric", "exact")
         check(metric != "code" or config.allow_code_execution, f"{path} writes code: scoring it means running its programs; "

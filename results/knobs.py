@@ -15,14 +15,15 @@ from pathlib import Path
 from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
+from common import prepared_task, prepared_text
+
 import eval as evaluation
 import sample
 import train_ar
 import train_diff
 from checkpoint import load_checkpoint
 from config import check, one_of, parse, run
-from data import prepare
-from data.dataset import PREPARED, read_meta
+from diffusion import PROCESSES
 from model import flops
 
 KNOBS = {  # flags, from the steps that they work in and the teacher
@@ -63,9 +64,10 @@ def row(name, n, results):
             + " ".join(f"{s:.1f}" for s in scores))
 
 
-def main(argv=None):
-    config = parse(Config, argv)
+def checked(config):
+    """Return (rows to measure, adaptation steps N to measure them at). Raises UserError for a flag that makes no sense."""
     chosen = [one_of("knobs", name, (*WITHOUT_AR, *KNOBS)) for name in config.knobs.split(",")]
+    one_of("process", config.process, PROCESSES)
     for name in ("seeds", "steps", "n_examples"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     percents = config.percents.split(",")
@@ -73,18 +75,16 @@ def main(argv=None):
     adapt = [config.pretrain_steps * int(p) // 100 for p in percents]
     check(all(n or p == "0" for n, p in zip(adapt, percents)), f"--percents={config.percents}: less than one of "
                                                                f"--pretrain_steps={config.pretrain_steps}")
-    check(config.task != "code" or config.allow_code_execution,
-          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
-    out = Path(config.out)
-    check(not out.exists(), f"{out} exists; it is not overwritten")
-    if config.task in ("translate", "code", "qa") and not (PREPARED / config.task).exists():
-        prepare.main([config.task])
-    _, meta = read_meta(config.task)
-    text = config.text or f"{out}/text"
-    if config.text is None:
-        prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
+    check(not Path(config.out).exists(), f"{config.out} exists; it is not overwritten")
+    return chosen, adapt
 
-    P, canvas = config.pretrain_steps, [f"--{name}={meta[name]}" for name in ("input_len", "target_len")]
+
+def main(argv=None):
+    config = parse(Config, argv)
+    (chosen, adapt), out = checked(config), Path(config.out)
+    S, T = prepared_task(config.task, config.allow_code_execution)
+    text = prepared_text(config.text, out)
+    P, canvas = config.pretrain_steps, [f"--input_len={S}", f"--target_len={T}"]
     shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", "--too_long=drop"]
     on_text = [f"--data={text}", "--lr=1e-3", *canvas, *shared]
     on_task = ["--lr=3e-3", f"--steps={config.steps}", *shared]
@@ -113,7 +113,7 @@ def main(argv=None):
         result = evaluation.main([model, f"--data={config.task}", f"--n_examples={config.n_examples}", *allowed])
         return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
 
-    shape, (S, T) = load_checkpoint(ar)["shape"], (meta["input_len"], meta["target_len"])
+    shape = load_checkpoint(ar)["shape"]
     cost = lambda passes: flops(shape, S, logits=False) + passes * flops(shape, T)
     equal = round(P * cost(1) / cost(2 if config.process == "uniform" else 1)) + max(adapt)
     steps = {"from scratch": (0,), "diffusion": (equal,)}

@@ -1,6 +1,6 @@
 """A masked model writes in any order. How many bits does it need from left to right, from right to left, in a random order?
 
-    python results/orders.py out/processes/absorbing_characters_16000 --n_examples=128
+    python results/orders.py out/processes/absorbing_characters_4x128x4_16000 --n_examples=128
 
 By the chain rule an ideal model needs equally many in every order, and the average over all orders is the bound that
 eval.py --metric=bits reports. Each token costs one pass, so this is slow: T passes per batch and order.
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script find
 from autoregressive import cross_entropy
 from checkpoint import load_checkpoint
 from config import check, parse, run
-from data.dataset import open_data
+from data.dataset import open_data, read_meta
 from sample import DecodeConfig, load_writer
 
 
@@ -42,7 +42,9 @@ def main(argv=None):
     check(config.n_examples >= 2, f"--n_examples={config.n_examples} must be at least 2")
     writer, checkpoint = load_writer(config.checkpoint, DecodeConfig(device="cpu")), load_checkpoint(config.checkpoint)
     check(writer.process.name == "absorbing", f"{config.checkpoint} is {writer.process.name}; only masked models have an order")
-    data = open_data(checkpoint["config"]["data"], writer.tokenizer, writer.input_len, writer.target_len)
+    folder, objective = checkpoint["config"]["data"], checkpoint["config"]["objective"]
+    check(read_meta(folder)[1]["kind"] == "text", f"{config.checkpoint} was trained on a task; this is for text")
+    data = open_data(folder, writer.tokenizer, writer.input_len, writer.target_len, objective=objective)
     batch = data.valid_batch(range(config.n_examples))
     forwards = torch.arange(writer.target_len).expand(config.n_examples, -1)
     shuffled = torch.rand(forwards.shape, generator=torch.Generator().manual_seed(0)).argsort(dim=1)

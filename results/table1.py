@@ -4,7 +4,7 @@
     python results/table1.py --tasks=multi30k,squad --text=books --steps=2000        # prepared as in real_data.sh
 
 Every cell sees the same rows of 64 tokens of text, as diffusion from the start; then each task. An encoder-decoder has --size's
-layers in either stack, as in the paper, so half as many parameters again. Writes OUT/table.txt beside the runs.
+layers in either stack, as in the paper, so more parameters than a decoder (7/3 of its blocks'). Writes OUT/table.txt.
 """
 import itertools
 import sys
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
+from common import prepared_task, prepared_text
+
 import eval as evaluation
 import train_diff
 from checkpoint import build_model, load_checkpoint
 from config import check, parse, run
-from data import prepare, synthetic
-from data.dataset import PREPARED, read_meta
 from data.objectives import span_lengths
 from model import ARCHITECTURES
 
@@ -47,14 +47,8 @@ def main(argv=None):
     out = Path(config.out)
     check(not out.exists(), f"{out} exists; it is not overwritten")
     for task in tasks:
-        if task in synthetic.TASKS and not (PREPARED / task).exists():
-            prepare.main([task])
-        metric = read_meta(task)[1].get("metric", "exact")
-        check(metric != "code" or config.allow_code_execution, f"{task}: scoring it means running programs that a model wrote; "
-                                                               f"read the top of sandbox.py, then say --allow_code_execution")
-    text = config.text or f"{out}/text"
-    if config.text is None:
-        prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={text}"])
+        prepared_task(task, config.allow_code_execution)
+    text = prepared_text(config.text, out)
 
     shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", f"--seed={config.seed}"]
     allowed = ["--allow_code_execution"] if config.allow_code_execution else []

@@ -42,12 +42,23 @@ def test_functions_take_turns_and_two_rounds_do_not_count():
 
 def test_the_arithmetic_of_a_step_is_that_of_its_passes_over_inputs_and_targets():
     config = bench.Config(size="1x16x2", vocab_size=8, input_len=6, target_len=6, batch_size=2)
-    _, cost = bench.training_steps(config, torch.device("cpu"), "float32", False)
+    _, cost, n_params = bench.training_steps(config, torch.device("cpu"), "float32", False)
     per_token, logits = 2 * 12 * 16 ** 2, 2 * 8 * 16  # forward; backward costs twice as much
     assert cost == {"plain GPT": 6 * 12 * (per_token + logits), "AR, no inputs": 6 * 12 * (per_token + logits),
                     "AR": 6 * (12 * per_token + 6 * logits), "absorbing": 6 * (12 * per_token + 6 * logits),
                     "uniform (SUNDAE)": 6 * (18 * per_token + 12 * logits),
                     "uniform, inputs twice": 6 * (24 * per_token + 12 * logits)}
+    assert n_params["AR"] == 12 * 16 ** 2 + 8 * 16 and n_params["plain GPT"] > n_params["AR"]
+
+
+def test_every_step_trains_on_a_finite_loss(monkeypatch):
+    losses, backward = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss, *args: (losses.append(loss.item()), backward(loss, *args)))
+    config = bench.Config(size="1x16x2", vocab_size=8, batch_size=16)
+    steps, *_ = bench.training_steps(config, torch.device("cpu"), "float32", False)
+    for step in steps.values():
+        step()
+    assert len(losses) == 6 and all(0 < loss < 30 for loss in losses), "no MASK among the targets"
 
 
 def test_decoding_without_a_cache_writes_what_the_cached_decoder_writes():
@@ -85,6 +96,7 @@ def test_the_yardstick_is_causal_and_learns():
     (["--lengths=1,x"], "--lengths=1,x must be whole numbers above 0"), (["--n_steps=0"], "--n_steps=0 must be"),
     (["--dtypes=float16"], "dtypes='float16' is not one of float32, bfloat16"), (["--size=huge"], "huge"),
     (["--rounds=0"], "--rounds=0 must be at least 1"), (["--input_len=0"], "--input_len=0 must be at least 1"),
+    (["--out=nowhere/x.json"], "cannot write --out=nowhere/x.json: No such file or directory"),
     (["--device=gpu"], "device='gpu' is not one of"), (["--out=README.md"], "--out=README.md exists; it is not overwritten")])
 def test_a_wrong_flag_is_refused_in_one_line(flags, message):
     with pytest.raises(UserError, match=message):

@@ -37,20 +37,21 @@ def read_jsonl_of(path):
 
 def test_answers_that_do_not_end_are_empty_or_do_not_fit_are_left_out(writer, task, tmp_path, monkeypatch):
     eos, pad = 256, 257
-    canned = {0: [*b"ok", eos], 1: list(b"endless"), 2: [eos], 3: [*b" \n", eos], 4: [*b"sixsix", eos]}
-    rows = [json.loads(line) for line in (task / "train.jsonl").read_text(encoding="utf-8").splitlines()][:5]
+    canned = {0: [*b"ok", eos], 1: list(b"endless"), 2: [eos], 3: [*b" \n", eos], 4: [*b"sixsix", eos],
+              5: [255, 255, 255, eos]}  # no UTF-8: decoded to three characters of three bytes each
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text(encoding="utf-8").splitlines()][:6]
 
     def drafts(self, batch, noise, **more):
         canvas = [canned[c[2]] for c in noise.counters]
         return [batch.targets.new_tensor([(ids + [pad] * 7)[:7] for ids in canvas])]
 
     monkeypatch.setattr(sample.Writer, "drafts", drafts)
-    sample.main([str(writer.folder), f"--task={task}", f"--out={tmp_path}/x", "--n_examples=5"])
+    sample.main([str(writer.folder), f"--task={task}", f"--out={tmp_path}/x", "--n_examples=6"])
     assert read_jsonl(tmp_path / "x" / "train.jsonl") == [{"input": rows[0]["input"], "target": "ok"},
                                                          {"input": rows[4]["input"], "target": "sixsix"}]
     canned.update({0: [eos], 4: [eos]})
-    with pytest.raises(UserError, match="not one of 5 answers ends within the canvas; nothing was written"):
-        sample.main([str(writer.folder), f"--task={task}", f"--out={tmp_path}/y", "--n_examples=5"])
+    with pytest.raises(UserError, match="not one of 6 answers ends within the canvas; nothing was written"):
+        sample.main([str(writer.folder), f"--task={task}", f"--out={tmp_path}/y", "--n_examples=6"])
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 

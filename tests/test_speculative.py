@@ -8,6 +8,7 @@ from autoregressive import Autoregressive
 from config import UserError
 from conftest import EOS, MASK, PAD, T, ragged_batch, tiny_model
 from diffusion import Absorbing, Gaussian, Uniform
+from model import Transformer
 from noise import Noise
 from speculative import Speculative
 
@@ -82,7 +83,15 @@ def test_one_wrong_token_costs_one_round_more_and_the_right_ones_before_it_are_s
         assert len(drafts) == 2, "AR's own token behind the agreeing ones is the last"
     else:
         assert (drafts[1][before_the_end, wrong + 1:] == PAD).all(), "nothing behind it is"
-        assert len(drafts) == 4 if (before_the_end & (expected[:, wrong] != EOS)).any() else 2
+        assert len(drafts) == (4 if (before_the_end & (expected[:, wrong] != EOS)).any() else 2)
+
+
+def test_the_drafter_encodes_the_inputs_once(monkeypatch):
+    model, batch, calls = writer(), ragged_batch(), []
+    encode = Transformer.encode
+    monkeypatch.setattr(Transformer, "encode", lambda *args: (calls.append(args[0]), encode(*args))[1])
+    drafts = list(Speculative(AR, tiny_model(100), Uniform(11)).decode(model, batch, noise(), n_samples=2))
+    assert len(drafts) > 2 and len(calls) == 2 and calls[0] is model
 
 
 def test_a_drafter_that_is_always_wrong_costs_a_round_a_token():

@@ -117,6 +117,8 @@ def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless
     assert of("prefix", f"--data={text}", "--objective=prefix") == (20, 7, "prefix")
     assert of("longer", f"--data={text}", "--target_len=9") == (20, 9, "span")
     assert of("task") == (8, 7, None), "a task has its own"
+    assert of("plain", f"--data={text}", "--input_len=0") == (0, 7, "causal"), "spans need inputs"
+    assert of("elsewhere", f"--data={text}/../{text.name}") == (20, 7, "span"), "the same folder"
     copy = shutil.copytree(text, tmp_path / "other")
     assert of("other", f"--data={copy}") == (64, 64, "prefix")
     resumed = train("diff", tmp_path / "same", "--resume", f"--data={text}", f"--init_from={ar.folder}", "--eval_sequences=0",
