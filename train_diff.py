@@ -13,7 +13,7 @@ from checkpoint import process_of
 from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
 from guide import GuideConfig, new_guide
-from model import INPUTS_ATTENTION, ModelConfig, shape_of
+from model import INPUTS_ATTENTION, ModelConfig
 from start import architecture_of, choose_tokenizer, new_ar, origin_of
 from train_loop import LoopConfig, train
 
@@ -67,8 +67,7 @@ def main(argv=None):
     process = new_process(name, tokenizer, inputs_attention=inputs_attention, anneal_steps=config.anneal_steps, **options)
     check(origin is None or is_ar or process.vector_width == inherited.get("vector_width", 0),
           f"--vector_width={process.vector_width} differs from the checkpoint's, {inherited.get('vector_width')}")
-    width = origin["shape"]["width"] if origin else shape_of(config.size or "tiny")[1]
-    guide = new_guide(config, process, ar, tokenizer, width)
+    guide = new_guide(config, process, ar, tokenizer)
     if is_ar and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{name} diffusion, attention of the targets turns from causal to bidirectional")

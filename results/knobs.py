@@ -33,7 +33,6 @@ KNOBS = {  # flags, from the steps that they work in and the teacher
     "causal inputs": lambda steps, teacher: ["--inputs_attention=causal"],
     "full": lambda steps, teacher: ["--inputs_attention=full"],
     "teacher": lambda steps, teacher: [f"--teacher={teacher}"],
-    "alignment": lambda steps, teacher: [f"--teacher={teacher}", "--teacher_weight=0", "--align_weight=0.5"],
     "AR loss": lambda steps, teacher: ["--ar_weight=0.5"],
     "distilled": lambda steps, teacher: [],  # the data of the fine-tuning are answers of the AR model
 }

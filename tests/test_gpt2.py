@@ -338,9 +338,9 @@ def test_shift_and_teacher_know_that_these_weights_start_from_eos(train, small, 
     converted = train("diff", tmp_path / "converted", f"--init_from={folder}", SIZE, "--steps=1")  # forgets that it was AR
     on = train("diff", tmp_path / "y", f"--init_from={converted.folder}", "--shift", SIZE, "--steps=1")
     assert process_of(on.checkpoint()).shift == EOS
-    guide = new_guide(SimpleNamespace(**run.checkpoint()["config"]), Uniform(258), process_of(c), tokenizer_of(c), 48)
+    guide = new_guide(SimpleNamespace(**run.checkpoint()["config"]), Uniform(258), process_of(c), tokenizer_of(c))
     batch = Batch(tokens(2, 0), None, tokens(2, 6))
-    taught = (guide.soften(guide.teacher_states(batch), batch.targets, 0) - 0.5 * F.one_hot(batch.targets, 384)) * 2
+    taught = (guide.soften(batch, 0) - 0.5 * F.one_hot(batch.targets, 384)) * 2
     logits = forward(build_model(c).eval(), batch.inputs, guide.teacher_ar.feed(batch.targets), ("causal", "causal"))
     logits[..., EOS + 2] = -torch.inf
     assert (taught - logits.softmax(-1)).abs().max() < 1e-5  # EOS may be taught, MASK may not
