@@ -22,8 +22,8 @@ for steps in 1000 8000 16000; do bits 4x128x4 2e-3 $steps ar absorbing; done
 bits 4x256x4 1e-3 4000 ar absorbing
 run results/orders.py "$OUT/absorbing_characters_4x128x4_16000"
 
-# Tasks: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights; the better half
-# then by every decoder in 1 to 32 steps.
+# Tasks: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights; then every
+# decoder in 1 to 32 steps, of uniform from AR weights and of the others from scratch, which is what was better on code.
 [ -d data/prepared/python ] || run data/prepare.py text --sources=stdlib:docs:0.2,stdlib:code:0.8 --out=data/prepared/python
 shared="--size=4x96x3 --batch_size=16 --log_every=200 --eval_every=100000 --eval_sequences=128"
 run train_ar.py --data=python --lr=3e-4 --steps=200 --input_len=24 --target_len=32 $shared --out_dir="$OUT/ar"
