@@ -84,9 +84,9 @@ def origin_of(config):
         return None
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
     origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
-    (path, meta), then = read_meta(config.data), origin["config"]
-    trained_on = find_folder(then["data"]) if then["data"] else None  # GPT-2 was trained elsewhere
-    if meta["kind"] == "text" and trained_on and trained_on.samefile(path):
+    then, now = origin["config"], find_folder(config.data)
+    before = find_folder(then["data"]) if then["data"] else None  # GPT-2 was trained elsewhere
+    if now and before and now.samefile(before) and read_meta(now)[1]["kind"] == "text":
         config.input_len = then["input_len"] if config.input_len is None else config.input_len
         config.target_len = then["target_len"] if config.target_len is None else config.target_len
         if config.objective is None and (config.input_len == 0) == (then["input_len"] == 0):

@@ -300,13 +300,12 @@ def test_resuming_with_another_objective_is_refused(train, text, tmp_path):
     flags = [f"--data={text}", "--input_len=32", "--target_len=11"]
     run = train("ar", tmp_path / "x", *flags, "--objective=span", "--steps=2", "--schedule=constant")
     before = run.files()
-    for other, name in ((["--objective=prefix"], "prefix"), ([], "None")):
-        with pytest.raises(UserError, match=f"not be the same run: --objective was span, is {name}"):
-            train("ar", run.folder, *flags, *other, "--steps=3", "--schedule=constant", "--resume")
+    with pytest.raises(UserError, match="not be the same run: --objective was span, is prefix"):
+        train("ar", run.folder, *flags, "--objective=prefix", "--steps=3", "--schedule=constant", "--resume")
     assert run.files() == before
     whole = train("ar", tmp_path / "whole", *flags, "--objective=span", "--steps=3", "--schedule=constant")
     shutil.copytree(run.folder, tmp_path / "y")
-    resumed = train("ar", tmp_path / "y", *flags, "--objective=span", "--steps=3", "--schedule=constant", "--resume")
+    resumed = train("ar", tmp_path / "y", *flags, "--steps=3", "--schedule=constant", "--resume")  # what is not said is as it was
     assert resumed.log()[-2]["loss"] == whole.log()[-2]["loss"]
 
 
