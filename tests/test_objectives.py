@@ -305,7 +305,7 @@ def test_resuming_with_another_objective_is_refused(train, text, tmp_path):
     assert run.files() == before
     whole = train("ar", tmp_path / "whole", *flags, "--objective=span", "--steps=3", "--schedule=constant")
     shutil.copytree(run.folder, tmp_path / "y")
-    resumed = train("ar", tmp_path / "y", *flags, "--steps=3", "--schedule=constant", "--resume")  # what is not said is as it was
+    resumed = train("ar", tmp_path / "y", *flags, "--steps=3", "--schedule=constant", "--resume")
     assert resumed.log()[-2]["loss"] == whole.log()[-2]["loss"]
 
 
