@@ -289,7 +289,8 @@ def main(argv=None):
     config = parse(Config, argv)
     device = pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
-    for name in ("vocab_size", "target_len", "batch_size", "rounds"):
+    check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
+    for name in ("target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     for name in ("lengths", "n_steps", "decode_batch"):
         check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
@@ -307,7 +308,8 @@ def main(argv=None):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
-    torch.set_float32_matmul_precision("high")  # as train_loop.py does on CUDA
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as train_loop.py does, and sample.py does not
     training = bench_training(config, device, peaks)
     torch.set_float32_matmul_precision("highest")
     print(f"\nTraining step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens", TRAINING,

@@ -97,6 +97,7 @@ def test_the_yardstick_is_causal_and_learns():
     (["--dtypes=float16"], "dtypes='float16' is not one of float32, bfloat16"), (["--size=huge"], "huge"),
     (["--rounds=0"], "--rounds=0 must be at least 1"), (["--input_len=0"], "--input_len=0 must be at least 1"),
     (["--out=nowhere/x.json"], "cannot write --out=nowhere/x.json: No such file or directory"),
+    (["--vocab_size=1"], "--vocab_size=1 must be at least 4"),
     (["--device=gpu"], "device='gpu' is not one of"), (["--out=README.md"], "--out=README.md exists; it is not overwritten")])
 def test_a_wrong_flag_is_refused_in_one_line(flags, message):
     with pytest.raises(UserError, match=message):

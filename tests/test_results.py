@@ -54,7 +54,9 @@ def test_orders_of_a_model_that_knows_the_frequencies_alone_cost_the_same_bits(t
     flags = ["--process=absorbing", "--input_len=0", "--target_len=8", "--steps=2"]
     run = train("diff", tmp_path / "lm", f"--data={text}", *flags)
     orders.main([str(run.folder), "--n_examples=4"])
-    assert len(capsys.readouterr().out.splitlines()) >= 3
+    printed = capsys.readouterr().out.splitlines()[-3:]
+    assert [line[:14].strip() for line in printed] == ["left to right", "right to left", "random"]
+    assert all(0 < float(line[14:].split()[0]) < 100 for line in printed)
     writer = load_writer(str(run.folder), DecodeConfig(device="cpu"))
     writer.process.predict = lambda model, xt, t, context: torch.zeros(*xt.shape, 4)
     batch = type("Batch", (), dict(inputs=torch.zeros(3, 0, dtype=torch.long), pad_mask=None, targets=torch.zeros(3, 8).long()))
