@@ -18,7 +18,8 @@ bits() { # size, learning rate, steps, models
     done
 }
 bits 4x128x4 2e-3 4000 ar absorbing uniform gaussian
-for steps in 1000 8000 16000; do bits 4x128x4 2e-3 $steps ar absorbing; done
+bits 4x128x4 2e-3 1000 ar absorbing uniform
+for steps in 8000 16000; do bits 4x128x4 2e-3 $steps ar absorbing; done
 bits 4x256x4 1e-3 4000 ar absorbing
 run results/orders.py "$OUT/absorbing_characters_4x128x4_16000"
 
