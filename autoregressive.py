@@ -15,6 +15,28 @@ class Losses(NamedTuple):
     t: torch.Tensor | None  # (B,) noise level; None for an AR model
 
 
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """log sum exp(logits) - logits[x0], in fp32 a few rows at a time: with a large vocabulary all logits in fp32, and once more
+    as probabilities for the backward pass, would need more memory than the model."""
+
+    @staticmethod
+    def forward(ctx, logits, x0):
+        """Return (N,) nats in fp32 for logits (N, V) of any dtype and x0 (N,)."""
+        ctx.rows = max(1, (1 << (26 if logits.is_cuda else 18)) // logits.size(1))  # on a CPU a chunk stays in its cache
+        log_z = torch.cat([part.float().logsumexp(-1) for part in logits.split(ctx.rows)])
+        ctx.save_for_backward(logits, x0, log_z)
+        return log_z - logits.gather(-1, x0[:, None]).squeeze(-1).float()
+
+    @staticmethod
+    def backward(ctx, grad):
+        """The derivative by a logit is its probability, minus 1 at x0."""
+        logits, x0, log_z = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        for part, out, z, x, g in zip(*(tensor.split(ctx.rows) for tensor in (logits, result, log_z, x0, grad))):
+            out.copy_((part.float() - z[:, None]).exp_().mul_(g[:, None]).scatter_add_(1, x[:, None], -g[:, None]))
+        return result, None
+
+
 def cross_entropy(logits, x0, soft=None):
     """Return -log p(x0) per position in nats: logits (B, T, V), x0 (B, T) -> (B, T), in fp32 whatever the logits are.
 
@@ -22,7 +44,7 @@ def cross_entropy(logits, x0, soft=None):
     """
     if soft is not None:
         return -(soft * logits.float().log_softmax(-1)).masked_fill(soft == 0, 0.0).sum(-1)  # 0 * -inf is 0 here
-    return F.cross_entropy(logits.float().flatten(0, 1), x0.flatten(), reduction="none").view_as(x0)
+    return ChunkedCrossEntropy.apply(logits.flatten(0, 1), x0.flatten()).view_as(x0)
 
 
 @dataclass

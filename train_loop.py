@@ -80,12 +80,13 @@ def train(config, process, tokenizer, origin=None, goal=None):
     autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
-    tokens_per_step = config.batch_size * (input_len + target_len)
+    tokens_per_step = round(config.batch_size * data.tokens_per_row)
     log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
     on = f"{config.data} ({data.objective})" if data.objective else config.data
+    padding = "" if data.objective else f" (inputs: {100 * data.padding(config.seed, config.batch_size):.0f} % padding)"
     log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
             f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
-            f"{data.n_tokens:,} tokens of data, {device}, {'bfloat16' if bf16 else 'float32'}, "
+            f"{data.n_tokens:,} tokens of data{padding}, {device}, {'bfloat16' if bf16 else 'float32'}, "
             f"log V = {math.log(tokenizer.n_noise):.2f} nats")
 
     tally, clock, logged = Tally(device), time.perf_counter(), first_step

@@ -84,6 +84,7 @@ class TextData:
                 check(len(stream) > self.length, f"{path}: the {split} part of {name!r} has {len(stream)} tokens, but "
                                                  f"--input_len={input_len} --target_len={target_len} need {self.length + 1}")
         self.n_tokens = sum(len(stream) for stream in self.streams["train"])
+        self.tokens_per_row = input_len + target_len
 
     def _windows(self, split, noise):
         which = np.searchsorted(self.cumulative, noise.uniform().numpy(), side="right").clip(max=len(self.names) - 1)
@@ -115,8 +116,10 @@ class TaskData:
         check(input_len > 0, f"{path} is a task with inputs: set --input_len above 0")
         self.path, self.input_len, self.target_len, self.tokenizer = path, input_len, target_len, tokenizer
         self.rows = {"train": self._read("train", too_long), "valid": self._read("valid", "drop")}
-        self.order = (None, None)  # (seed, epoch) and its permutation
+        self.order = (None, None)  # what the last permutation was for, and the permutation
+        self.input_lengths = np.array([len(i) for i, _ in self.rows["train"]])
         self.n_tokens = int(sum(len(i) + len(t) for i, t in self.rows["train"]))
+        self.tokens_per_row = float(self.input_lengths.mean()) + target_len  # padding behind the target is predicted, so it counts
 
     def _read(self, split, too_long):
         file = self.path / f"{split}.jsonl"
@@ -144,13 +147,42 @@ class TaskData:
         chosen = []
         for index in indices:
             epoch, position = divmod(step * batch_size + index, len(rows))
-            if self.order[0] != (seed, epoch):
-                self.order = (seed, epoch), Noise(seed, "order", epoch, [0]).rows[0].permutation(len(rows))
+            if self.order[0] != (seed, epoch, batch_size):
+                self.order = (seed, epoch, batch_size), self._epoch(seed, epoch, batch_size)
             chosen.append(rows[self.order[1][position]])
-        return pad_rows(chosen, self.tokenizer, self.input_len, self.target_len)
+        return self._trimmed(chosen)
 
     def valid_batch(self, indices):
-        return pad_rows([self.rows["valid"][i] for i in indices], self.tokenizer, self.input_len, self.target_len)
+        return self._trimmed([self.rows["valid"][i] for i in indices])
+
+    def padding(self, seed, batch_size):
+        """Return the share of padding in the input columns of the first epoch's batches."""
+        lengths = self.input_lengths[self._epoch(seed, 0, batch_size)]
+        columns = [len(part) * self._n_columns(part.max()) for part in np.split(lengths, range(batch_size, len(lengths), batch_size))]
+        return 1 - lengths.sum() / sum(columns)
+
+    def _epoch(self, seed, epoch, batch_size):
+        """Return a permutation of the training rows, in which those of a step have inputs of similar length.
+
+        Of the shuffled rows of every 50 steps, neighbours in length make a step; then steps are shuffled. Rows that share a
+        step with the epoch before or after stay as they are.
+        """
+        n, rng = len(self.rows["train"]), Noise(seed, "order", epoch, [0]).rows[0]
+        order, first = rng.permutation(n), -epoch * n % batch_size
+        last = first + max(0, n - first) // batch_size * batch_size
+        whole, many = order[first:last], 50 * batch_size
+        by_length = [part[np.argsort(self.input_lengths[part], kind="stable")] for part in np.split(whole, range(many, len(whole), many))]
+        steps = rng.permutation(np.concatenate(by_length).reshape(-1, batch_size))
+        return np.concatenate((order[:first], steps.ravel(), order[last:]))
+
+    def _n_columns(self, longest):
+        """Return how many columns a batch gets: an eighth, two eighths, ... of input_len, so that there are few shapes."""
+        eighth = -(-self.input_len // 8)
+        return min(self.input_len, eighth * max(1, -(-int(longest) // eighth)))
+
+    def _trimmed(self, rows):
+        """Lay rows on a canvas without the columns that would hold padding alone: they change nothing but the time."""
+        return pad_rows(rows, self.tokenizer, self._n_columns(max(len(i) for i, _ in rows)), self.target_len)
 
     def n_valid(self):
         return len(self.rows["valid"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 import autoregressive
 import conftest
-from autoregressive import Autoregressive, best_of
+from autoregressive import Autoregressive, best_of, cross_entropy
 from data.dataset import Batch
 from model import ARCHITECTURES, Transformer
 from noise import Noise
@@ -73,6 +73,30 @@ class Scripted:
 
 
 # ---- loss ----
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, vocab", [(7, 50), (300, 4096), (3, 300_000)], ids=["one chunk", "several", "a row each"])
+def test_cross_entropy_in_chunks_is_the_plain_one_and_so_is_its_gradient(dtype, rows, vocab):
+    rng = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(1, rows, vocab, generator=rng)).to(dtype)
+    x0, weights = torch.randint(1, vocab, (1, rows), generator=rng), torch.rand(1, rows, generator=rng)
+    logits[..., 0] = -torch.inf  # as MASK, which is never predicted
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    nats, plain = cross_entropy(found, x0), F.cross_entropy(expected.double()[0], x0[0], reduction="none")[None]
+    (nats * weights).sum().backward()
+    (plain * weights).sum().backward()
+    assert nats.dtype == torch.float32 and (nats - plain).abs().max() < 1e-5
+    assert found.grad.dtype == dtype and (found.grad - expected.grad).abs().max() < (1e-6 if dtype == torch.float32 else 4e-3)
+
+
+def test_cross_entropy_keeps_no_copy_of_the_logits_for_its_backward_pass():
+    logits, kept = torch.randn(4, 8, 1000, dtype=torch.bfloat16, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        cross_entropy(logits, torch.zeros(4, 8, dtype=torch.long))
+    assert [x.shape for x in kept if x.numel() > 32] == [(32, 1000)]
+    assert all(x.data_ptr() == logits.data_ptr() for x in kept if x.numel() > 32)
+
+
 
 def test_perfect_one_hot_logits_lose_nothing_and_only_when_aligned():
     counting = torch.tensor([[1, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8]])

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from config import UserError
 from data.dataset import PREPARED, open_data, pad_rows, read_meta
@@ -38,6 +39,13 @@ def same(a, b):
     return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in zip(a, b))
 
 
+def widened(batch, input_len):
+    """Return the batch with the columns of padding that a task's batch leaves out."""
+    more = input_len - batch.inputs.size(1)
+    mask = None if batch.pad_mask is None else F.pad(batch.pad_mask, (more, 0), value=True)
+    return batch._replace(inputs=F.pad(batch.inputs, (more, 0), value=BYTES.pad), pad_mask=mask)
+
+
 def words(batch):
     return [BYTES.decode([i for i in row if i != BYTES.pad]) for row in batch.inputs.tolist()]
 
@@ -50,8 +58,8 @@ def test_a_row_depends_on_seed_step_and_index_alone(task, text, kind):
     assert same(whole, data.train_batch(3, 11, range(8), 8))
     data.train_batch(0, 500, range(8), 8)  # whatever was asked before
     for split in ([[0, 1, 2, 3], [4, 5, 6, 7]], [[0], [1, 2, 3, 4, 5], [6, 7]]):
-        parts = [open_data(folder, BYTES, 8, 7).train_batch(3, 11, rows, 8) for rows in reversed(split)][::-1]
-        assert same(whole, [None if x[0] is None else torch.cat(x) for x in zip(*parts)])
+        parts = [widened(open_data(folder, BYTES, 8, 7).train_batch(3, 11, rows, 8), 8) for rows in reversed(split)][::-1]
+        assert same(widened(whole, 8), [None if x[0] is None else torch.cat(x) for x in zip(*parts)])
     for other in (data.train_batch(4, 11, range(8), 8), data.train_batch(3, 12, range(8), 8)):
         assert not torch.equal(whole.inputs, other.inputs)
     assert len({tuple(row) for row in whole.targets.tolist()}) > 4  # rows of a batch differ
@@ -64,9 +72,41 @@ def test_every_example_is_seen_once_an_epoch_in_a_new_order(tmp_path):
     epochs = [seen[i:i + 10] for i in range(0, 70, 10)]
     assert all(sorted(epoch) == sorted(names) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 7
-    # A batch that does not divide the epoch runs on into the next one: nothing is left out, and no order changes.
-    assert [word for step in range(10) for word in words(data.train_batch(0, step, range(7), 7))] == seen
+    # A batch that does not divide the epoch runs on into the next one: nothing is left out. One may hold several epochs, too.
+    for size in (7, 14, 35):
+        seen = [word for step in range(70 // size) for word in words(data.train_batch(0, step, range(size), size))]
+        assert all(sorted(seen[i:i + 10]) == sorted(names) for i in range(0, 70, 10))
     assert words(data.train_batch(0, 0, range(10), 10)) != words(data.train_batch(1, 0, range(10), 10))
+
+
+def of_lengths(folder, lengths):
+    return write_task(folder, [("x" * n, "y") for n in lengths], valid=[("abc", "1"), ("a" * 30, "2"), ("", "3")])
+
+
+def test_the_rows_of_a_step_are_of_similar_length_and_steps_come_in_no_order_of_length(tmp_path):
+    lengths = [n for n in range(40) for _ in range(10)]
+    data = open_data(of_lengths(tmp_path / "t", lengths), BYTES, 40, 4)
+    for epoch in (0, 1):
+        of_steps = [[len(word) for word in words(data.train_batch(0, 50 * epoch + step, range(8), 8))] for step in range(50)]
+        assert all(max(row) - min(row) <= 2 for row in of_steps)
+        assert sorted(sum(of_steps, [])) == lengths
+        first = [row[0] for row in of_steps]
+        assert abs(np.corrcoef(first, range(50))[0, 1]) < 0.4
+    # Steps of 7 straddle epochs; 50 whole ones of the second are as alike, the last 6 had fewer rows to be chosen from.
+    of_steps = [[len(word) for word in words(data.train_batch(0, step, range(7), 7))] for step in range(58, 114)]
+    assert sum(max(row) - min(row) <= 2 for row in of_steps) >= 50
+
+
+def test_columns_that_hold_padding_alone_are_left_out_in_eighths_of_the_canvas_and_their_share_is_told(tmp_path):
+    data = open_data(of_lengths(tmp_path / "t", [1, 5, 5, 6, 30, 40]), BYTES, 40, 4)
+    assert data.valid_batch([0]).inputs.size(1) == 5 and data.valid_batch([0, 1]).inputs.size(1) == 30
+    assert data.valid_batch([2]).inputs.size(1) == 5  # never 0 columns: an encoder needs some
+    batches = [data.train_batch(3, step, range(2), 2) for step in range(3)]
+    assert sorted(batch.inputs.size(1) for batch in batches) == [5, 10, 40]
+    assert all(same(batch, widened(batch, batch.inputs.size(1))) for batch in batches)
+    padded = sum(int(batch.pad_mask.sum()) for batch in batches) / sum(batch.pad_mask.numel() for batch in batches)
+    assert data.padding(3, 2) == pytest.approx(padded) and 0 < padded < 0.3
+    assert data.tokens_per_row == pytest.approx(87 / 6 + 4)
 
 
 def test_inputs_are_padded_on_the_left_and_targets_closed_by_eos_and_padded_on_the_right():

@@ -12,7 +12,7 @@ def test_metrics_are_strict_json_and_the_log_names_all_that_a_reader_needs(train
     lines = [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
     assert any(None in line["by_level"] for line in lines)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 4] and lines[-1]["split"] == "valid"
-    for part in ("12,288 parameters", "canvas 8 + 7", "30 tokens per step", "cpu, float32", "log V = 5.55",
+    for part in ("12,288 parameters", "canvas 8 + 7", "20 tokens per step", "cpu, float32", "log V = 5.55",
                  "step      4/4 | loss", "tokens/s", "valid     4/4 | loss", "by noise level"):
         assert part in said, part
     for line in lines:  # beside the loss, L1 + L2, stands what compares with log V
