@@ -3,6 +3,7 @@
     python bench.py                                                          # a laptop, some minutes
     python bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
     python bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
+    python bench.py --growth --batch_size=1 --rounds=3           # only: cost against batch, length, n_samples and width
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
 same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
@@ -15,11 +16,11 @@ import itertools
 import json
 import os
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from math import log
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import linear_regression, median, quantiles
 
 import torch
 import torch.nn as nn
@@ -49,6 +50,7 @@ class Config:
     decode_batch: str = "1"  # inputs decoded at once
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
     compiled: bool = False  # training also by torch.compile
+    growth: bool = False  # measure only how time and memory grow with batch, length, n_samples and width
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
     out: str | None = None  # JSON file for all numbers
@@ -93,21 +95,16 @@ class PlainGPT(nn.Module):
 
 def take_turns(functions, rounds, device):
     """Return {name: [seconds]}: each function once a round, after two rounds that do not count."""
-    times = {name: [] for name in functions}
+    times, sync = {name: [] for name in functions}, torch.cuda.synchronize if device.type == "cuda" else lambda: None
     for i in range(rounds + 2):
         for name, function in functions.items():
-            sync(device)
+            sync()
             start = time.perf_counter()
             function()
-            sync(device)
+            sync()
             if i >= 2:
                 times[name].append(time.perf_counter() - start)
     return times
-
-
-def sync(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def ratio(times, yardstick):
@@ -135,83 +132,77 @@ def copy_rate(device):
     return 2 * a.numel() / min(take_turns({"": lambda: b.copy_(a)}, 3, device)[""])
 
 
+def peak_memory(function, kept, device):
+    """Return the GPU memory that a function needs at its peak: bytes kept since its first call, and those of now; else nan."""
+    if device.type != "cuda":
+        return float("nan")
+    before = torch.cuda.memory_allocated(device)  # of all models
+    torch.cuda.reset_peak_memory_stats(device)
+    function()
+    return torch.cuda.max_memory_allocated(device) - before + kept
+
+
+def allow_tf32(yes, device):
+    """Let float32 products be TF32, as in train_loop.py, or not, as in sample.py."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if yes else "highest")
+
+
+def size_of(module):
+    return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
 # ---- training ----
 
-def stepper(model, loss, device, autocast):
-    """Return a function that takes one optimizer step on loss(), as train_loop.py does."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type in ("cpu", "cuda"))
+def kinds(V):
+    """Return {kind of training: its process} for a vocabulary of V."""
+    ar = Autoregressive(0, 1, 2)
+    return {"plain GPT": ar, "AR, no inputs": ar, "AR": ar, "absorbing": Absorbing(V - 1), "uniform (SUNDAE)": Uniform(V),
+            "uniform, inputs twice": Uniform(V, inputs_attention="full")}
+
+
+def training_step(kind, config, device, dtype, compiled):
+    """Return (function, FLOPs, bytes of weights and moments): the function takes an optimizer step, as train_loop.py does."""
+    B, V, shape, process = config.batch_size, config.vocab_size, shape_of(config.size), kinds(config.vocab_size)[kind]
+    S = 0 if kind in ("plain GPT", "AR, no inputs") else config.input_len
+    T = config.input_len + config.target_len - S
+    tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
+    noise, batch, model = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1]), Transformer(V, *shape)
+    passes = 2 if process.name == "uniform" else 1
+    encodings = passes if process.inputs_attention == "full" else 1
+    work = 3 * B * (encodings * flops(model.shape, S, logits=False) + passes * flops(model.shape, T))
+    model = (PlainGPT(V, *shape, T) if kind == "plain GPT" else model).to(device)
+    if compiled:
+        torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
+        for name in ("forward",) if kind == "plain GPT" else ("encode", "states", "logits"):
+            setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step():
         with autocast:
-            value = loss()
-        value.backward()
+            loss = model(tokens) if kind == "plain GPT" else process.loss(model, batch, noise).total
+        loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return step
-
-
-def training_steps(config, device, dtype, compiled):
-    """Return ({name: function}, {name: FLOPs of a step}, {name: parameters}) of all that is trained."""
-    B, S, T, V, shape = config.batch_size, config.input_len, config.target_len, config.vocab_size, shape_of(config.size)
-    tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
-    autocast = torch.autocast(device.type, torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-    noise, split = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1])
-    plain = PlainGPT(V, *shape, S + T).to(device)
-    compile_ = partial(torch.compile, dynamic=False)
-    call = compile_(plain) if compiled else plain
-    steps = {"plain GPT": stepper(plain, lambda: call(tokens), device, autocast)}
-    n_params = {"plain GPT": sum(p.numel() for p in plain.parameters())}
-    cost = {"plain GPT": 3 * B * flops(Transformer(V, *shape).shape, S + T)}
-    kinds = {"AR, no inputs": (Autoregressive(0, 1, 2), Batch(tokens[:, :0], None, tokens[:, :-1]), 1),
-             "AR": (Autoregressive(0, 1, 2), split, 1),
-             "absorbing": (Absorbing(V - 1), split, 1),
-             "uniform (SUNDAE)": (Uniform(V), split, 2),
-             "uniform, inputs twice": (Uniform(V, inputs_attention="full"), split, 2)}
-    for name, (process, batch, passes) in kinds.items():
-        model = Transformer(V, *shape).to(device)
-        if compiled:
-            model.encode, model.states, model.logits = map(compile_, (model.encode, model.states, model.logits))
-        n_params[name] = model.n_params()
-        steps[name] = stepper(model, lambda p=process, m=model, b=batch: p.loss(m, b, noise).total, device, autocast)
-        n_inputs, n_targets = batch.inputs.size(1), batch.targets.size(1)
-        encodings = passes if process.inputs_attention == "full" else 1
-        cost[name] = 3 * B * (encodings * flops(model.shape, n_inputs, logits=False) + passes * flops(model.shape, n_targets))
-    return steps, cost, n_params
+    return step, work, 3 * size_of(model)
 
 
 def bench_training(config, device, peaks):
-    """Return rows, one for each kind of training step in each dtype, eager and compiled."""
-    modes = [(dtype, compiled) for dtype in config.dtypes.split(",") for compiled in (False, True)[:1 + config.compiled]]
-    torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
-    functions, costs, memory = {}, {}, {}
-    for dtype, compiled in modes:
-        for found, of_mode in zip((functions, costs, memory), training_steps(config, device, dtype, compiled)):
-            found |= {(name, dtype, compiled): value for name, value in of_mode.items()}
-    memory = {key: peak_memory(functions[key], n_params, device) for key, n_params in memory.items()}
-    times, rows = take_turns(functions, config.rounds, device), []
-    for (name, *mode), seconds in times.items():
-        dtype, compiled = mode
+    """Yield rows, one for each kind of training step in each dtype, eager and compiled."""
+    allow_tf32(True, device)
+    modes = list(itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]))
+    steps = {(kind, *mode): training_step(kind, config, device, *mode) for mode in modes for kind in kinds(config.vocab_size)}
+    times = take_turns({key: step for key, (step, *_) in steps.items()}, config.rounds, device)
+    tokens = config.batch_size * (config.input_len + config.target_len)
+    for (kind, *mode), (step, work, kept) in steps.items():
+        seconds, (dtype, compiled) = times[kind, *mode], mode
         middle, low, high = ratio(seconds, times["plain GPT", *modes[0]])
-        tokens, cost = config.batch_size * (config.input_len + config.target_len), costs[name, *mode]
-        rows.append(dict(what=name, dtype=dtype, compiled=compiled, seconds=median(seconds), ratio=middle, low=low, high=high,
-                         tokens_per_second=tokens / median(seconds), mfu=cost / median(seconds) / peaks[dtype],
-                         ar=ratio(seconds, times["AR", *mode])[0], arithmetic=cost / costs["AR", *mode],
-                         memory=memory[name, *mode]))
-    return rows
-
-
-def peak_memory(step, n_params, device):
-    """Return the bytes of GPU memory that a step needs at the most, weights and AdamW's moments included; nan elsewhere."""
-    if device.type != "cuda":
-        return float("nan")
-    step()  # allocates the moments, and compiles
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)  # of all models
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before + 3 * 4 * n_params
+        yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=median(seconds), ratio=middle, low=low, high=high,
+                   tokens_per_second=tokens / median(seconds), mfu=work / median(seconds) / peaks[dtype],
+                   ar=ratio(seconds, times["AR", *mode])[0], arithmetic=work / steps["AR", *mode][1],
+                   memory=peak_memory(step, kept, device))
 
 
 # ---- decoding ----
@@ -227,43 +218,83 @@ def decode_uncached(process, model, batch):
     return tokens
 
 
-def decoders(config, model, batch):
-    """Return {name: (function, FLOPs, bytes)} of all ways to fill a canvas; FLOPs and bytes are those of the weights."""
-    (B, S), T, V = batch.inputs.shape, batch.targets.size(1), config.vocab_size
+def decoders(config, model, B, T, several):
+    """Return {name: (function, FLOPs, bytes)} of all ways to fill a canvas (B, T); FLOPs and bytes are those of the weights.
+
+    several: (n_steps, n_samples, inputs_attention) of each way by diffusion.
+    """
+    S, V, device = config.input_len, config.vocab_size, model.embedding.weight.device
+    batch = Batch(torch.randint(V, (B, S), device=device), None, torch.zeros(B, T, dtype=torch.long, device=device))
     noise, ar = Noise(0, "decode", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    backbone = weights - model.embedding.weight.numel() * model.embedding.weight.element_size()  # what encode() reads
+    weights, backbone = size_of(model), size_of(model) - size_of(model.embedding)  # encode() reads the backbone
     passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
     found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights + backbone)}
     if T <= 512:
         work = passed(T * S + T * (T - 1) / 2, T)
         found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work, T * (weights + backbone))
-    several = [(n, 1, "bidirectional") for n in map(int, config.n_steps.split(","))]
-    for n, samples, attention in [*several, (10, 8, "bidirectional"), (10, 1, "full")]:
-        name = f"{n} steps" + f" x {samples} samples" * (samples > 1) + ", inputs anew" * (attention == "full")
+    for n, samples, attention in several:
+        anew = attention == "full"
+        name = f"{n} steps" + f" x {samples} samples" * (samples > 1) + ", inputs anew" * anew
         decode = partial(Uniform(V, inputs_attention=attention).decode, model, batch, noise, n_steps=n, n_samples=samples)
-        work = passed(S * n if attention == "full" else S, n * samples * T)
-        read = n * weights + (0 if attention == "full" else backbone)
-        found[name] = (lambda decode=decode: list(decode()), work, read)
+        found[name] = (lambda decode=decode: list(decode()), passed(S * n if anew else S, n * samples * T),
+                       n * weights + (0 if anew else backbone))
     return found
 
 
 def bench_decoding(config, device, peaks, bytes_per_second):
-    """Return rows: AR with and without its cache, and diffusion, at every length and batch size."""
-    numbers = lambda text: map(int, text.split(","))
-    rows, V = [], config.vocab_size
+    """Yield rows: AR with and without its cache, and diffusion, at every length and batch size."""
+    allow_tf32(False, device)
+    numbers = lambda text: [int(n) for n in text.split(",")]
+    several = [*((n, 1, "bidirectional") for n in numbers(config.n_steps)), (10, 8, "bidirectional"), (10, 1, "full")]
     for dtype in config.dtypes.split(","):
-        model = Transformer(V, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
+        model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
         for B, T in itertools.product(numbers(config.decode_batch), numbers(config.lengths)):
-            inputs = torch.randint(V, (B, config.input_len), device=device)
-            ways = decoders(config, model, Batch(inputs, None, torch.zeros(B, T, dtype=torch.long, device=device)))
+            ways = decoders(config, model, B, T, several)
             times = take_turns({name: function for name, (function, *_) in ways.items()}, config.rounds, device)
-            for name, seconds in times.items():
-                (middle, low, high), (_, operations, read) = ratio(times["AR"], seconds), ways[name]
-                rows.append(dict(what=name, dtype=dtype, batch=B, length=T, seconds=median(seconds), faster=middle, low=low,
-                                 high=high, flops=operations, bytes=read,
-                                 floor=max(operations / peaks[dtype], read / bytes_per_second)))
-    return rows
+            for name, (_, work, read) in ways.items():
+                middle, low, high = ratio(times["AR"], times[name])
+                yield dict(what=name, dtype=dtype, batch=B, length=T, seconds=median(times[name]), faster=middle, low=low,
+                           high=high, flops=work, bytes=read, floor=max(work / peaks[dtype], read / bytes_per_second))
+
+
+# ---- growth ----
+
+def axes(config):
+    """Return {axis: {size: config}}: the batch, length and width of the config, and one sample, times 1, 2, 4 and 8."""
+    (n_layer, C, H), B, T, times = shape_of(config.size), config.batch_size, config.target_len, (1, 2, 4, 8)
+    return {"batch": {B * k: replace(config, batch_size=B * k) for k in times},
+            "length": {T * k: replace(config, input_len=T * k, target_len=T * k) for k in times},
+            "n_samples": {k: config for k in times},
+            "width": {C * k: replace(config, size=f"{n_layer}x{C * k}x{H * k}") for k in times}}
+
+
+def grown(axis, size, config, dtype, device):
+    """Return (function, FLOPs of weights and attention, bytes kept) of a training step or, for n_samples, of decoding."""
+    (n_layer, C, _), B, S, T = shape_of(config.size), config.batch_size, config.input_len, config.target_len
+    attention = lambda passes: 4 * n_layer * C * B * (S * S + passes * T * (S + T))  # scores, and sums of values
+    if axis != "n_samples":
+        step, work, kept = training_step("uniform (SUNDAE)", config, device, dtype, config.compiled)
+        return step, work + 3 * attention(2), kept
+    model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
+    decode, work, _ = list(decoders(config, model, B, T, [(10, size, "bidirectional")]).values())[-1]
+    return decode, work + attention(10 * size), size_of(model)
+
+
+def slope(rows, key):
+    """Return the exponent of the power law size -> row[key] that fits best: the least-squares slope of log on log."""
+    return linear_regression([log(row["size"]) for row in rows], [log(row[key]) for row in rows]).slope
+
+
+def bench_growth(config, device):
+    """Yield rows, one for each size along each axis; the exponents in them are those of the axis."""
+    for dtype, (axis, configs) in itertools.product(config.dtypes.split(","), axes(config).items()):
+        allow_tf32(axis != "n_samples", device)
+        ways = {size: grown(axis, size, larger, dtype, device) for size, larger in configs.items()}
+        times = take_turns({size: function for size, (function, *_) in ways.items()}, config.rounds, device)
+        rows = [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work,
+                     memory=peak_memory(function, kept, device)) for size, (function, work, kept) in ways.items()]
+        for row in rows:
+            yield row | dict(exponent=slope(rows, "seconds"), expected=slope(rows, "flops"))
 
 
 # ---- the tables ----
@@ -272,6 +303,7 @@ TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain G
             f"{'FLOPs':>7s}{'MFU':>6s}{'GB':>7s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}{'GFLOP':>9s}"
             f"{'MB':>9s}{'floor ms':>10s}")
+GROWTH = f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'GB':>7s}{'exponent':>10s}{'expected':>10s}"
 
 
 def training_line(r):
@@ -285,17 +317,31 @@ def decoding_line(r):
             f"{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}{r['bytes'] / 1e6:9.1f}{1e3 * r['floor']:10.2f}")
 
 
+def growth_line(r):
+    return (f"{r['axis']:12s}{r['dtype']:10s}{r['size']:6d}{1e3 * r['seconds']:11.1f}{r['flops'] / 1e9:11.2f}"
+            f"{r['memory'] / 1e9:7.2f}{r['exponent']:10.2f}{r['expected']:10.2f}")
+
+
+def show(title, heading, line, rows):
+    """Print a table while its rows are measured; return them."""
+    print(f"\n{title}\n{heading}", flush=True)
+    shown = []
+    for row in rows:
+        print(line(row), flush=True)
+        shown.append(row)
+    return shown
+
+
 def main(argv=None):
     config = parse(Config, argv)
     device = pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
-    for name in ("target_len", "batch_size", "rounds"):
+    for name in ("input_len", "target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     for name in ("lengths", "n_steps", "decode_batch"):
         check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
               f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
-    check(config.input_len >= 1, f"--input_len={config.input_len} must be at least 1")
     for dtype in config.dtypes.split(","):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
@@ -308,19 +354,21 @@ def main(argv=None):
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # as train_loop.py does, and sample.py does not
-    training = bench_training(config, device, peaks)
-    torch.set_float32_matmul_precision("highest")
-    print(f"\nTraining step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens", TRAINING,
-          *map(training_line, training), sep="\n", flush=True)
-    decoding = bench_decoding(config, device, peaks, bandwidth)
-    print(f"\nDecoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights", DECODING,
-          *map(decoding_line, decoding), sep="\n")
+    tokens = f"{config.batch_size} x ({config.input_len} + {config.target_len}) tokens"
+    found = {}
+    if config.growth:
+        found["growth"] = show(
+            f"From {tokens} at {config.size}: uniform (SUNDAE) training steps{', compiled' * config.compiled}, against batch, "
+            f"length (inputs = targets)\nand width (heads stay as wide); 10-step decoding against n_samples. exponent: the "
+            f"least-squares slope of log ms on log size;\nexpected: that of log FLOPs, those of the weights and of attention",
+            GROWTH, growth_line, bench_growth(config, device))
+    else:
+        found["training"] = show(f"Training step, {tokens}", TRAINING, training_line, bench_training(config, device, peaks))
+        found["decoding"] = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
+                                 DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
     if config.out:
-        facts = dict(config=asdict(config), device=name, torch=torch.__version__, peaks=peaks, bytes_per_second=bandwidth,
-                     training=training, decoding=decoding)
-        Path(config.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        facts = dict(config=asdict(config), device=name, torch=torch.__version__, peaks=peaks, bytes_per_second=bandwidth)
+        Path(config.out).write_text(json.dumps(facts | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from config import UserError, check, one_of
 
@@ -245,6 +246,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
+        self.recompute = False  # True: activations inside a block are computed again for the backward pass (arXiv 1604.06174)
         self.init_weights()
 
     def init_weights(self):
@@ -263,6 +265,10 @@ class Transformer(nn.Module):
 
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
+
+    def run(self, block, *args):
+        """Return what the block makes of its arguments, keeping its activations or not."""
+        return checkpoint(block, *args, use_reentrant=False) if self.recompute and self.training else block(*args)
 
     def embed(self, inputs, pad_mask):
         """Return (B, S, C) for input tokens (B, S); here neither padding nor place matters: rotary angles tell distances."""
@@ -297,7 +303,7 @@ class Transformer(nn.Module):
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys_values = []
         for block in self.encoder or self.blocks:
-            x, cached = block(x, rotary, mask, is_causal)                               # (B, S, C)
+            x, cached = self.run(block, x, rotary, mask, is_causal)                     # (B, S, C)
             keys_values.append(cached)
         if self.encoder is None:
             return Context(*map(list, zip(*keys_values)), pad_mask)
@@ -329,7 +335,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, (k, v) = block(x, rotary, mask, is_causal, past, cross)                  # (B, T, C)
+            x, (k, v) = self.run(block, x, rotary, mask, is_causal, past, cross)         # (B, T, C)
             if extend:
                 context.keys[i], context.values[i] = k, v
         if extend:
@@ -345,7 +351,7 @@ class Transformer(nn.Module):
         rotary = self.rotary(-context.inputs.size(1), x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
-            x, _ = block(x, rotary, mask, is_causal)
+            x, _ = self.run(block, x, rotary, mask, is_causal)
         return x[:, -y.size(1):]                                                        # (B, T, C)
 
     def logits(self, x):

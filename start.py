@@ -4,6 +4,7 @@ Whatever is wrong is one UserError that names the flag, raised before anything i
 """
 import math
 import os
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,6 +55,39 @@ def pick_device(name):
     return torch.device(name)
 
 
+def choose_dtype(config, device):
+    """Return the dtype of the matrix products: bfloat16 where the GPU has it, else float32, or the one that --dtype names."""
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    check(config.dtype != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
+    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == "cuda" and has_bf16)
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def choose_compile(config, device):
+    """Return whether to use torch.compile: as --compile says, by default on CUDA where its compiler works."""
+    if config.compile == "no" or (config.compile == "auto" and device.type != "cuda"):
+        return False
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+        return True
+    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        check(config.compile == "auto", f"--compile=yes does not work here ({reason}); --compile=no, or auto")
+        print(f"torch.compile does not work here ({reason}): going on without")
+        return False
+
+
+@contextmanager
+def out_of_memory(*flags):
+    """Turn a lack of memory into a UserError that names the flags to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # of a GPU: torch.OutOfMemoryError, a RuntimeError
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        raise UserError(f"out of memory; lower {' or '.join(flags)}") from error
+
+
 def start_ranks(config):
     """Return (rank, world, device), joining the process group when started by torchrun."""
     world = int(os.environ.get("WORLD_SIZE", 1))
@@ -70,6 +104,7 @@ def start_ranks(config):
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world == 1:
+        check(not config.fsdp, "--fsdp shares a model among several ranks; start them with torchrun --nproc_per_node=N")
         return 0, 1, device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return dist.get_rank(), world, device
@@ -140,7 +175,8 @@ def start_model(config, process, tokenizer, origin, device):
 
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
 # prolong a run, but also stretch the cosine (and a teacher's fading), so the learning rate rises again.
-FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size"}
+FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size",
+                  "recompute", "fsdp"}
 
 
 def open_out_dir(config, process, origin):

@@ -17,8 +17,19 @@ from checkpoint import describe, lineage, save_checkpoint
 from config import UserError
 from data.dataset import open_data
 from noise import Noise
+from parallel import Objective, compile_model, load_optimizer, spread, synchronised, whole
 from run_log import RunLog, Tally
-from start import best_loss, canvas, check_config, open_out_dir, start_model, start_ranks
+from start import (
+    best_loss,
+    canvas,
+    check_config,
+    choose_compile,
+    choose_dtype,
+    open_out_dir,
+    out_of_memory,
+    start_model,
+    start_ranks,
+)
 
 
 @dataclass
@@ -48,8 +59,11 @@ class LoopConfig:
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # auto (bfloat16 where the GPU has it), float32 or bfloat16
     compile: str = "auto"  # auto (on CUDA), yes or no
+    recompute: bool = False  # compute activations inside blocks again for the backward pass: less memory, more time
+    fsdp: bool = False  # under torchrun: each rank holds a shard of weights, gradients and moments, not a copy
 
 
+@out_of_memory("--micro_batch_size", "--target_len")
 def train(config, process, tokenizer, origin=None, goal=None):
     """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt.
 
@@ -60,24 +74,22 @@ def train(config, process, tokenizer, origin=None, goal=None):
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
-    model = start_model(config, process, tokenizer, origin, device)
+    model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
+    model.recompute = config.recompute
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
+    if choose_compile(config, device):
+        compile_model(model, blockwise=config.fsdp)
+    objective = spread(Objective(model), config.fsdp, world, device)
+    dtype = choose_dtype(config, device)
+    autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []
     if config.resume:
-        optimizer.load_state_dict(origin["optimizer"])
+        load_optimizer(optimizer, origin["optimizer"])
         first_step, best, history = origin["step"], best_loss(out_dir / "best.pt"), origin["history"]
     facts = dict(shape=model.shape, process=describe(process), tokenizer={"name": tokenizer.name, "hash": tokenizer.hash},
                  input_len=input_len, target_len=target_len, config=asdict(config), history=history)
 
-    if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
-        model.encode, model.states, model.logits = map(torch.compile, (model.encode, model.states, model.logits))
-    objective = Objective(model, goal or process)
-    if world > 1:
-        objective = nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and has_bf16)
-    autocast = torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
     tokens_per_step = round(config.batch_size * data.tokens_per_row)
@@ -86,7 +98,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
     padding = "" if data.objective else f" (inputs: {100 * data.padding(config.seed, config.batch_size):.0f} % padding)"
     log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
             f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
-            f"{data.n_tokens:,} tokens of data{padding}, {device}, {'bfloat16' if bf16 else 'float32'}, "
+            f"{data.n_tokens:,} tokens of data{padding}, {device}, {str(dtype).removeprefix('torch.')}, "
             f"log V = {math.log(tokenizer.n_noise):.2f} nats")
 
     tally, clock, logged = Tally(device), time.perf_counter(), first_step
@@ -101,9 +113,10 @@ def train(config, process, tokenizer, origin=None, goal=None):
             rows = range(first_row, first_row + micro)
             batch = data.train_batch(config.seed, step, rows, config.batch_size).to(device)
             last = m + 1 == n_micro
-            with autocast, (nullcontext() if last or world == 1 else objective.no_sync()):
-                losses = objective(batch, Noise(config.seed, "train", step, rows))
-            (losses.total / n_micro).backward()
+            with synchronised(objective, last):
+                with autocast:
+                    losses = objective(goal or process, batch, Noise(config.seed, "train", step, rows))
+                (losses.total / n_micro).backward()
             tally.add(losses)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
@@ -113,8 +126,9 @@ def train(config, process, tokenizer, origin=None, goal=None):
         done = step + 1
         evaluate_now = done % config.eval_every == 0 or done == config.steps
         if done % config.log_every == 0 or evaluate_now or step == 0:
-            summary, norm = tally.summary(world), norm.item()
-            broken = evaluate_now and not all(p.isfinite().all() for p in model.parameters())  # by this step: must not be saved
+            summary, norm = tally.summary(world), whole(norm).item()
+            weights = whole(model.state_dict(), rank) if evaluate_now else {}
+            broken = not all(x.isfinite().all() for x in weights.values() if x is not None)  # by this step: must not be saved
             if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
                 raise UserError(f"loss {summary['loss']}, gradient norm {norm} at or shortly before step {done}, "
                                 f"learning rate {lr:.2e}; checkpoints saved before are untouched. Lower --lr or raise "
@@ -122,16 +136,17 @@ def train(config, process, tokenizer, origin=None, goal=None):
             log.train(done, summary, lr, norm, seconds=(time.perf_counter() - clock) / (done - logged))
             tally, clock, logged = Tally(device), time.perf_counter(), done
         if evaluate_now:
+            moments = whole(optimizer.state_dict(), rank)
             if rank == 0:  # saved before it is evaluated: a crash there costs nothing
-                save_checkpoint(out_dir / "ckpt.pt",
-                                facts | dict(step=done, model=model.state_dict(), optimizer=optimizer.state_dict()))
-            valid = evaluate(model, process, data, config, device, autocast, rank, world)
+                save_checkpoint(out_dir / "ckpt.pt", facts | dict(step=done, model=weights, optimizer=moments))
+            share = (0, 1) if config.fsdp else (rank, world)  # shards are gathered at every pass: all ranks evaluate all
+            valid = evaluate(objective, process, data, config, device, autocast, *share)
             if valid:
                 log.valid(done, valid)
             if valid and valid["loss"] < best:
                 best = valid["loss"]
                 if rank == 0:
-                    save_checkpoint(out_dir / "best.pt", facts | dict(step=done, model=model.state_dict(), best=best))
+                    save_checkpoint(out_dir / "best.pt", facts | dict(step=done, model=weights, best=best))
             clock = time.perf_counter()
     log.bar.close()
     if world > 1:
@@ -139,29 +154,18 @@ def train(config, process, tokenizer, origin=None, goal=None):
     return out_dir / "ckpt.pt"
 
 
-class Objective(nn.Module):
-    """Model and process in one module whose forward() is the loss: what DistributedDataParallel wraps."""
-
-    def __init__(self, model, process):
-        super().__init__()
-        self.model, self.process = model, process
-
-    def forward(self, batch, noise):
-        return self.process.loss(self.model, batch, noise)
-
-
 @torch.no_grad()
-def evaluate(model, process, data, config, device, autocast, rank=0, world=1):
+def evaluate(objective, process, data, config, device, autocast, rank=0, world=1):
     """Return the mean losses over fixed validation sequences with fixed noise, or None without validation data."""
     n = min(config.eval_sequences, data.n_valid())
     if not n:
         return None
-    model.eval()
+    objective.eval()
     tally, mine = Tally(device), range(n * rank // world, n * (rank + 1) // world)
     for first in range(0, len(mine), config.micro_batch_size):
         rows = mine[first:first + config.micro_batch_size]
         with autocast:
-            tally.add(process.loss(model, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
+            tally.add(objective(process, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
     return tally.summary(world)
 
 

@@ -119,7 +119,7 @@ class TaskData:
         self.order = (None, None)  # what the last permutation was for, and the permutation
         self.input_lengths = np.array([len(i) for i, _ in self.rows["train"]])
         self.n_tokens = int(sum(len(i) + len(t) for i, t in self.rows["train"]))
-        self.tokens_per_row = float(self.input_lengths.mean()) + target_len  # padding behind the target is predicted, so it counts
+        self.tokens_per_row = float(self.input_lengths.mean()) + target_len  # PAD in a target is predicted
 
     def _read(self, split, too_long):
         file = self.path / f"{split}.jsonl"
@@ -158,8 +158,8 @@ class TaskData:
     def padding(self, seed, batch_size):
         """Return the share of padding in the input columns of the first epoch's batches."""
         lengths = self.input_lengths[self._epoch(seed, 0, batch_size)]
-        columns = [len(part) * self._n_columns(part.max()) for part in np.split(lengths, range(batch_size, len(lengths), batch_size))]
-        return 1 - lengths.sum() / sum(columns)
+        steps = np.split(lengths, range(batch_size, len(lengths), batch_size))
+        return 1 - lengths.sum() / sum(len(step) * self._n_columns(step.max()) for step in steps)
 
     def _epoch(self, seed, epoch, batch_size):
         """Return a permutation of the training rows, in which those of a step have inputs of similar length.
@@ -171,7 +171,8 @@ class TaskData:
         order, first = rng.permutation(n), -epoch * n % batch_size
         last = first + max(0, n - first) // batch_size * batch_size
         whole, many = order[first:last], 50 * batch_size
-        by_length = [part[np.argsort(self.input_lengths[part], kind="stable")] for part in np.split(whole, range(many, len(whole), many))]
+        pools = np.split(whole, range(many, len(whole), many))
+        by_length = [pool[np.argsort(self.input_lengths[pool], kind="stable")] for pool in pools]
         steps = rng.permutation(np.concatenate(by_length).reshape(-1, batch_size))
         return np.concatenate((order[:first], steps.ravel(), order[last:]))
 

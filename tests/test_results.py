@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
 import decoders
+import figure3
 import knobs
 import orders
 import table1
@@ -61,6 +62,53 @@ def test_orders_of_a_model_that_knows_the_frequencies_alone_cost_the_same_bits(t
     writer.process.predict = lambda model, xt, t, context: torch.zeros(*xt.shape, 4)
     batch = type("Batch", (), dict(inputs=torch.zeros(3, 0, dtype=torch.long), pad_mask=None, targets=torch.zeros(3, 8).long()))
     assert torch.allclose(orders.bits(writer, batch, torch.arange(8).expand(3, -1)), torch.full((3,), 2.0))
+
+
+MEASURED = {"decoding": [  # as bench.py --out writes it
+    {"what": what, "dtype": dtype, "batch": batch, "length": length, "seconds": batch * length / scale}
+    for dtype, scale in (("float32", 100), ("bfloat16", 200)) for batch in (1, 4) for length in (128, 1024)
+    for what in ("AR", "AR, no cache", "10 steps x 8 samples") if (what, length) != ("AR, no cache", 1024)]}
+
+
+def test_figure3_tells_the_seconds_per_example_of_one_batch_and_dtype(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
+    (tmp_path / "x.json").write_text(json.dumps(MEASURED), encoding="utf-8")
+    for flags, seconds in (([], ["1.2800", "10.2400"]), (["--dtype=bfloat16", "--batch=4"], ["0.6400", "5.1200"])):
+        with pytest.raises(UserError, match="no plot: pip install matplotlib"):
+            figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/x.png", *flags])
+        assert [line[24:].split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+            ["128", "1024"], seconds, [seconds[0], "-"], seconds]
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_figure3_draws_a_line_for_every_way_of_decoding(tmp_path):
+    axes = pytest.importorskip("matplotlib.axes")
+    (tmp_path / "x.json").write_text(json.dumps(MEASURED), encoding="utf-8")
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(axes.Axes, "plot", lambda self, x, y, plot=axes.Axes.plot, **rest: (drawn.append((x, y, rest["label"])),
+                                                                                         plot(self, x, y, **rest)))
+        figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/x.png"])
+    assert drawn == [((128, 1024), (1.28, 10.24), "AR"), ((128,), (1.28,), "AR, no cache"),
+                     ((128, 1024), (1.28, 10.24), "10 steps x 8 samples")]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    for out in ("x.nonsense", "nowhere/x.png"):
+        with pytest.raises(UserError, match="cannot write --out="):
+            figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/{out}"])
+
+
+@pytest.mark.parametrize("text, flags, message", [
+    ("no JSON", [], "x.json is not what bench.py --out=FILE.json writes"), ("[1, 2]", [], "x.json is not what bench.py"),
+    ('{"growth": []}', [], "or has no decoding in it"), ('{"decoding": [{"what": "AR"}]}', [], "x.json is not what bench.py"),
+    ('{"decoding": []}', [], "no decoding of --dtype=None --batch=1, but of nothing"),
+    (json.dumps(MEASURED), ["--batch=2"], "no decoding of --dtype=float32 --batch=2, but of float32 1, float32 4, bfloat16 1"),
+    (json.dumps(MEASURED), ["--dtype=float16"], "no decoding of --dtype=float16 --batch=1, but of float32 1"),
+    (json.dumps(MEASURED), ["--out=README.md"], "README.md exists"), (None, [], "cannot read .*: No such file")])
+def test_figure3_refuses_what_is_no_such_measurement(text, flags, message, tmp_path):
+    if text is not None:
+        (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/x.png", *flags])
 
 
 @pytest.mark.parametrize("script, flags, message", [

@@ -4,8 +4,10 @@ import itertools
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +21,10 @@ import train_diff
 import train_loop
 from checkpoint import build_model, load_checkpoint, process_of, save_checkpoint, tokenizer_of
 from config import UserError
+from conftest import FLAGS
 from data.dataset import open_data
 from noise import Noise
+from parallel import Objective
 
 ROOT = Path(train_loop.__file__).parent
 RESUMABLE = ["--steps=10", "--eval_every=5", "--log_every=4", "--dropout=0.1"]
@@ -135,20 +139,71 @@ def test_accumulated_micro_batches_are_the_same_run_to_rounding(train, tmp_path,
         assert max((a[k] - b[k]).abs().max() for k in a) < 1e-5  # steps moved weights by about 3e-3
 
 
+def two_ranks(*command, timeout=100):
+    """Run a script under torchrun with two processes; return what it said."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
+
+
+def nearly(a, b, tolerance=1e-5):
+    return a.keys() == b.keys() and max((a[k] - b[k]).abs().max() for k in a) < tolerance
+
+
 @pytest.mark.slow
 def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
     flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7"]  # 7: 3 for one rank, 4 for the other
     one = train("diff", tmp_path / "one", *flags)
-    from conftest import FLAGS
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train_diff.py"),
-               f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags]
-    process = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=100)
+    process = two_ranks(ROOT / "train_diff.py", f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags)
     assert process.returncode == 0, process.stderr
     two = type(one)(tmp_path / "two")
     assert close(two.log(), one.log()) and len(one.log()) == 6
-    a, b = one.checkpoint()["model"], two.checkpoint()["model"]
-    assert a.keys() == b.keys() and max((a[k] - b[k]).abs().max() for k in a) < 1e-5
+    assert nearly(two.checkpoint()["model"], one.checkpoint()["model"])
     assert process.stdout.count("step      1/4") == 1 and "2 ranks x 2 x 2 sequences" in process.stdout  # one rank talks
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path):
+    flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7"]
+    one = train("diff", tmp_path / "one", *flags)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    process = two_ranks(ROOT / "train_diff.py", f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags,
+                        "--steps=6", "--resume", "--fsdp")
+    assert process.returncode == 0, process.stderr
+    assert "returned a view" not in process.stderr
+    one, two = train("diff", tmp_path / "one", *flags, "--steps=6", "--resume"), type(one)(tmp_path / "two")
+    for step in (6, 8):
+        a, b = one.checkpoint(), two.checkpoint()
+        assert a["step"] == b["step"] == step and nearly(a["model"], b["model"]) and close(two.log(), one.log())
+        for i, moments in a["optimizer"]["state"].items():
+            assert nearly(moments, b["optimizer"]["state"][i])
+        if step == 6:
+            one, two = (train("diff", tmp_path / name, *flags, "--steps=8", "--resume") for name in ("one", "two"))
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_all_ranks_within_seconds(task, tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import os, sys, time\n"
+                      f"sys.path.insert(0, {str(ROOT)!r})\n"
+                      "import train_ar, train_loop\n"
+                      "from config import UserError, run\n"
+                      "rate = train_loop.learning_rate\n"
+                      "def learning_rate(config, step):\n"
+                      "    if step == 2 and os.environ['RANK'] == '1':\n"
+                      "        print('failed at', time.time())\n"
+                      "        raise UserError('as if its disk were full')\n"
+                      "    return rate(config, step)\n"
+                      "train_loop.learning_rate = learning_rate\n"
+                      "run(train_ar.main)\n", encoding="utf-8")
+    process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'run'}", *FLAGS, "--steps=1000000")
+    assert process.returncode != 0 and "error: as if its disk were full" in process.stderr
+    assert time.time() - float(re.search(r"failed at ([0-9.]+)", process.stdout)[1]) < 40  # else it waits for ever
+
+
+def test_shards_need_several_ranks(train, tmp_path):
+    with pytest.raises(UserError, match="--fsdp shares a model among several ranks; start them with torchrun"):
+        train("ar", tmp_path / "run", "--fsdp")
+    assert not (tmp_path / "run").exists()
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------------
@@ -172,7 +227,7 @@ def test_validation_is_a_fixed_mean_over_fixed_rows_without_dropout(train, task,
         model = build_model(c, dropout=0.5).train()
         config = train_diff.Config(eval_sequences=6, micro_batch_size=micro, seed=micro)
         state = torch.get_rng_state()
-        first, second = (train_loop.evaluate(model, process, data, config, device, nullcontext()) for _ in range(2))
+        first, second = (train_loop.evaluate(Objective(model), process, data, config, device, nullcontext()) for _ in range(2))
         assert str(first) == str(second) and torch.equal(torch.get_rng_state(), state)
         assert abs(first["loss"] - losses.total.item()) < 1e-5
         assert first.keys() == ({"loss"} if kind == "ar" else {"loss", "first_pass", "by_level"})
@@ -201,7 +256,7 @@ def test_ranks_validate_every_sequence_once_in_few_passes_and_average_exactly(ta
     monkeypatch.setattr(run_log.dist, "all_reduce", all_reduce)
     config = train_diff.Config(eval_sequences=7, micro_batch_size=4)
     for rank in reversed(range(world)):  # each adds to those before it, so the last one returns what all ranks would
-        mean = train_loop.evaluate(model, Counting(), data, config, torch.device("cpu"), nullcontext(), rank, world)
+        mean = train_loop.evaluate(Objective(model), Counting(), data, config, torch.device("cpu"), nullcontext(), rank, world)
     assert passes == sizes
     assert abs(mean["loss"] - losses.total.item()) < 1e-5
     assert abs(mean["first_pass"] - losses.per_sequence.mean().item()) < 1e-5
