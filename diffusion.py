@@ -24,6 +24,7 @@ import torch.nn.functional as F
 
 from autoregressive import Losses, best_of, cross_entropy
 from config import check
+from noise import send
 
 T_MIN = 1e-4  # lowest noise level of the bounds; a higher one would make Uniform's visibly too small
 
@@ -78,8 +79,9 @@ class Uniform:
 
         A random token may be the old one, so a share t * (1 - 1/V) changes.
         """
-        replaced = (noise.uniform(x0.size(1)) < t[:, None]).to(x0.device)                # (B, T), in float64, on the CPU
-        return torch.where(replaced, noise.integers(self.n_noise, x0.size(1)).to(x0.device), x0)
+        replaced = noise.uniform(x0.size(1)) < t[:, None]                                # (B, T), in float64, on the CPU
+        random = noise.integers(self.n_noise, x0.size(1))
+        return torch.where(send(replaced, x0.device), send(random, x0.device), x0)
 
     def predict(self, model, xt, t, context, noise=None):
         """Return logits (B, T, V) of x0. The model is not told t (arXiv 2401.17181, 4.1); it sees how noisy xt looks."""
@@ -101,7 +103,7 @@ class Uniform:
             first = per_sequence.detach() if first is None else first
             if i + 1 < self.n_unroll:
                 xt = noise.categorical(logits.detach(), self.unroll_temperature)
-        return Losses(total, first, t.float().to(first.device))
+        return Losses(total, first, send(t.float(), first.device))
 
     @torch.no_grad()
     def decode(self, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, decoder="resample", update_share=1.0,
@@ -212,7 +214,7 @@ class Absorbing:
 
     def corrupt(self, x0, t, noise):
         """Mask each token with probability t (B,)."""
-        return torch.where((noise.uniform(x0.size(1)) < t[:, None]).to(x0.device), self.mask, x0)
+        return torch.where(send(noise.uniform(x0.size(1)) < t[:, None], x0.device), self.mask, x0)
 
     def predict(self, model, xt, t, context, noise=None):
         """Return logits (B, T, V) of x0, where MASK is never predicted. They need no t: xt shows how much is masked."""
@@ -227,7 +229,7 @@ class Absorbing:
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         logits = self.predict(model, xt, t, context, noise)
         nats = cross_entropy(logits, batch.targets, soft).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
-        t = t.float().to(nats.device)
+        t = send(t.float(), nats.device)
         per_sequence = nats / t                                                          # t * T tokens are masked on average
         return Losses((per_sequence if self.weighted else nats).mean(), per_sequence.detach(), t)
 
@@ -319,7 +321,7 @@ class Gaussian:
 
     def corrupt(self, e, t, noise):
         """Return z = e + sigma_t * eps, (B, T, D_e), for vectors e."""
-        return e + self.sigma(t).to(e) * noise.normal(*e.shape[1:]).to(e)
+        return e + self.sigma(t).to(e) * send(noise.normal(*e.shape[1:]), e.device)
 
     def predict(self, model, z, t, context, x_hat, noise=None):
         """Return logits (B, T, V) of x0 from z and an earlier estimate x_hat, both (B, T, D_e), scaled to unit variance."""
@@ -342,7 +344,7 @@ class Gaussian:
                 x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat, noise))
         logits = self.predict(model, z, t, context, x_hat, noise)
         per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)
-        return Losses(per_sequence.mean(), per_sequence.detach(), t.float().to(per_sequence.device))
+        return Losses(per_sequence.mean(), per_sequence.detach(), send(t.float(), per_sequence.device))
 
     @torch.no_grad()
     def decode(self, model, batch, noise, n_steps=50, temperature=1.0, n_samples=8, decoder="euler", frozen=None, t_start=1.0):

@@ -78,6 +78,11 @@ class Noise:
         return (K * block + invert(within, u[:, 1])).to(device)
 
 
+def send(x, device):
+    """Return a CPU tensor on the device. A copy to a GPU is queued there, from pinned memory, and the CPU goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+
+
 def invert(weights, u):
     """Return the index (B, T) at which the cumulated weights (B, T, K) pass the share u (B, T) of their sum."""
     cumulative = weights.double().cumsum(-1)

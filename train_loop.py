@@ -76,11 +76,11 @@ def train(config, process, tokenizer, origin=None, goal=None):
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
     model.recompute = config.recompute
+    dtype, compiled = choose_dtype(config, device), choose_compile(config, device)
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
-    if choose_compile(config, device):
+    if compiled:
         compile_model(model, blockwise=config.fsdp)
     objective = spread(Objective(model), config.fsdp, world, device)
-    dtype = choose_dtype(config, device)
     autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []

@@ -5,6 +5,9 @@ inputs and targets: by default the first input_len tokens and the next target_le
 A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
 """
 import json
+import os
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +17,10 @@ import torch
 from config import UserError, check
 from data.objectives import OBJECTIVES, choose, row_length
 from data.tasks import read_jsonl
-from noise import Noise
+from noise import Noise, send
 
 PREPARED = Path(__file__).parent / "prepared"  # where data/prepare.py writes unless told otherwise
+CACHED_FROM = 1 << 20  # bytes: the tokens of a larger task are kept on the disk
 
 
 class Batch(NamedTuple):
@@ -25,7 +29,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (B, T) int64, also called x0
 
     def to(self, device):
-        return Batch(*(x if x is None else x.to(device) for x in self))
+        return Batch(*(x if x is None else send(x, device) for x in self))
 
 
 def find_folder(name):
@@ -125,9 +129,7 @@ class TaskData:
         file = self.path / f"{split}.jsonl"
         if split == "valid" and not file.exists():
             return []
-        examples = read_jsonl(file)
-        pairs = list(zip(self.tokenizer.encode_batch([e["input"] for e in examples]),
-                         self.tokenizer.encode_batch([e["target"] for e in examples])))
+        pairs = tokenized(file, self.tokenizer)
         fits = [len(i) <= self.input_len and len(t) < self.target_len for i, t in pairs]  # one slot is for EOS
         n_dropped = len(pairs) - sum(fits)
         flags = f"--input_len={self.input_len} --target_len={self.target_len}"
@@ -140,7 +142,7 @@ class TaskData:
                 f"{max(len(i) for i, _ in pairs)} and {max(len(t) for _, t in pairs) + 1}; raise these, or say --too_long=drop")
         if n_dropped:
             print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit {flags}")
-        return [(np.array(i, dtype=np.int32), np.array(t, dtype=np.int32)) for (i, t), fit in zip(pairs, fits) if fit]
+        return [pair for pair, fit in zip(pairs, fits) if fit]
 
     def train_batch(self, seed, step, indices, batch_size):
         rows = self.rows["train"]
@@ -187,6 +189,26 @@ class TaskData:
 
     def n_valid(self):
         return len(self.rows["valid"])
+
+
+def tokenized(file, tokenizer):
+    """Return [(input ids, target ids)], int32 arrays, of a JSONL file; of a large one they are kept beside it in an .npz file."""
+    stat, cache = file.stat(), file.with_suffix(f".{tokenizer.hash}.npz")
+    identity = [stat.st_size, stat.st_mtime_ns]
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, of an older file, or damaged
+        saved = np.load(cache)
+        if saved["identity"].tolist() == identity:
+            rows = np.split(saved["ids"], saved["ends"][:-1])
+            return list(zip(rows[::2], rows[1::2]))
+    texts = [text for example in read_jsonl(file) for text in (example["input"], example["target"])]
+    rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
+    if stat.st_size > CACHED_FROM:
+        partial = cache.with_suffix(f".{os.getpid()}.tmp")
+        with suppress(OSError):  # a folder that cannot be written is only slower
+            with open(partial, "wb") as out:
+                np.savez(out, identity=identity, ids=np.concatenate(rows), ends=np.cumsum([len(row) for row in rows]))
+            os.replace(partial, cache)
+    return list(zip(rows[::2], rows[1::2]))
 
 
 def pad_rows(rows, tokenizer, input_len, target_len):

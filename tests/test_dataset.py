@@ -1,5 +1,6 @@
 """data/dataset.py: which rows a step sees, how they lie on the canvas, and what is refused."""
 import json
+import os
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from config import UserError
+from data import dataset
 from data.dataset import PREPARED, open_data, pad_rows, read_meta
 from data.tokenizer import load_tokenizer
 from noise import Noise
@@ -107,6 +109,25 @@ def test_columns_that_hold_padding_alone_are_left_out_in_eighths_of_the_canvas_a
     padded = sum(int(batch.pad_mask.sum()) for batch in batches) / sum(batch.pad_mask.numel() for batch in batches)
     assert data.padding(3, 2) == pytest.approx(padded) and 0 < padded < 0.3
     assert data.tokens_per_row == pytest.approx(87 / 6 + 4)
+
+
+def test_the_tokens_of_a_large_task_are_kept_and_used_while_the_file_is_the_same(tmp_path, monkeypatch):
+    pairs = [("abc", "x"), ("", "yz"), ("a" * 7, "")]
+    folder = write_task(tmp_path / "t", pairs)
+    small = open_data(folder, BYTES, 8, 4).rows["train"]
+    assert not list(folder.glob("*.npz"))
+    monkeypatch.setattr(dataset, "CACHED_FROM", 10)
+    first, cache = open_data(folder, BYTES, 8, 4).rows["train"], folder / f"train.{BYTES.hash}.npz"
+    assert cache.exists() and not list(folder.glob("*.tmp"))
+    equal = lambda a, b: len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_jsonl", None)  # not called again
+        assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first) and equal(first, small)
+    cache.write_bytes(cache.read_bytes()[:100])  # damaged: made anew
+    assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first)
+    write_task(folder, pairs[::-1], [("other", "b")])
+    os.utime(folder / "train.jsonl", (1, 1))  # same size, another time
+    assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first[::-1])
 
 
 def test_inputs_are_padded_on_the_left_and_targets_closed_by_eos_and_padded_on_the_right():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoregressive import Autoregressive
@@ -15,6 +16,7 @@ from data.dataset import Batch
 from diffusion import Absorbing, Gaussian, Uniform
 from model import ARCHITECTURES, SIZES, SquaredReLU, Transformer, attention_mask, flops, rotary_angles, rotate, shape_of
 from noise import Noise
+from run_log import Tally
 
 V, S, T = 40, 5, 6
 PATTERNS = [("causal", "causal"), ("causal", "bidirectional"), ("bidirectional", "causal"), ("bidirectional", "bidirectional"),
@@ -506,6 +508,68 @@ def test_compiled_equals_eager_on_one_batch():
         logits = model.decode(batch.targets, context, "bidirectional")
         fast_logits = torch.compile(model.decode)(batch.targets, fast_context, "bidirectional")
     assert (logits - fast_logits).abs().max() < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Absorbing(V - 1),
+                                     Uniform(V - 2, inputs_attention="full")])
+def test_every_part_is_one_graph_and_is_not_compiled_again_after_the_first_step(process):
+    model, counter = tiny_model(), CompileCounter()
+    torch._dynamo.reset()
+    for name in ("encode", "states", "logits"):  # as parallel.compile_model
+        setattr(model, name, torch.compile(getattr(model, name), backend=counter, fullgraph=True))
+    graphs = []
+    for step in range(4):
+        batch = batch_with_padding()._replace(pad_mask=None)
+        model.train()
+        process.loss(model, batch, Noise(0, "train", step, range(len(batch.inputs)))).total.backward()
+        model.eval()
+        with torch.no_grad():
+            process.loss(model, batch, Noise(0, "valid", 0, range(len(batch.inputs))))
+        graphs.append(counter.frame_count)
+    assert 0 < graphs[0] == graphs[-1]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("inputs_attention", ["bidirectional", "full"])
+def test_recomputed_activations_change_no_bit_and_are_not_kept(architecture, inputs_attention):
+    if architecture == "encoder-decoder" and inputs_attention == "full":
+        pytest.skip("does not exist")
+    torch.manual_seed(0)
+    model, batch = Transformer(V, 3, 16, 2, architecture, dropout=0.1).train(), batch_with_padding()
+    process, found = Uniform(V - 2, inputs_attention=inputs_attention), []
+    for model.recompute in (False, True):
+        torch.manual_seed(1)
+        kept = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (x, kept.setdefault(x.data_ptr(), x))[0], lambda x: x):
+            loss = process.loss(model, batch, Noise(0, "train", 0, range(len(batch.inputs)))).total
+        model.zero_grad()
+        loss.backward()
+        found.append((loss, [p.grad for p in model.parameters()], sum(x.numel() for x in kept.values())))
+    (loss, gradients, n_kept), (again, recomputed, n_few) = found
+    assert loss == again and all(map(torch.equal, gradients, recomputed))
+    assert n_few < n_kept / 2
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Absorbing(V - 1)])
+def test_a_training_step_never_waits_for_the_gpu(process):
+    model, cuda = tiny_model().cuda(), torch.device("cuda")
+    optimizer, tally = torch.optim.AdamW(model.parameters(), fused=True), Tally(cuda)
+    for step in range(3):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first one allocates
+        try:
+            batch = batch_with_padding().to(cuda)
+            with torch.autocast("cuda", torch.bfloat16):
+                losses = process.loss(model, batch, Noise(0, "train", step, range(len(batch.inputs))))
+            losses.total.backward()
+            tally.add(losses)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -2,12 +2,15 @@
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import train_loop
 from checkpoint import save_checkpoint
 from config import UserError
+from start import choose_compile, choose_dtype, out_of_memory
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -49,6 +52,37 @@ def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
 def test_a_device_that_is_not_there_is_refused(train, tmp_path):
     with pytest.raises(UserError, match="--device=cuda: this machine has none"):
         train("ar", tmp_path / "x", "--device=cuda")
+
+
+def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_chose_it(train, tmp_path, monkeypatch, capsys):
+    def compile_nothing(function):
+        raise RuntimeError("no working C++ compiler found\nand a long story")
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(UserError, match=r"--compile=yes does not work here \(no working C\+\+ compiler found\); --compile=no"):
+        train("ar", tmp_path / "x", "--compile=yes")
+    assert not (tmp_path / "x").exists()
+    cuda = torch.device("cuda")
+    assert choose_compile(SimpleNamespace(compile="auto"), cuda) is False
+    assert "torch.compile does not work here" in capsys.readouterr().out
+    for has_bf16, chosen in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+        assert choose_dtype(SimpleNamespace(dtype="auto"), cuda) == chosen
+    with pytest.raises(UserError, match="--dtype=bfloat16: this GPU has none"):
+        choose_dtype(SimpleNamespace(dtype="bfloat16"), cuda)
+
+
+@pytest.mark.parametrize("fail", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
+def test_lack_of_memory_names_the_flags_to_lower(train, tmp_path, monkeypatch, fail):
+    monkeypatch.setattr(train_loop, "learning_rate", lambda config, step: fail())
+    with pytest.raises(UserError, match="out of memory; lower --micro_batch_size or --target_len"):
+        train("ar", tmp_path / "x")
+
+
+def test_other_runtime_errors_are_not_taken_for_lack_of_memory():
+    with pytest.raises(RuntimeError, match="size mismatch"), out_of_memory("--x"):
+        raise RuntimeError("size mismatch")
+    with pytest.raises(UserError, match="lower --x"), out_of_memory("--x"):  # a GPU's
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
 def test_text_tokenized_for_another_model_is_refused(train, text, ar_run, tmp_path):
