@@ -7,11 +7,12 @@
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
 same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
-plain GPT-2 (below), eager and in the first dtype; that of decoding is this repository's AR decoder with its cache. All decoding
-is eager; AR without a cache is timed up to 512 tokens. A floor is the larger of FLOPs / matmul peak and bytes of weights / copy
-rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay in a cache of the
-processor are read faster than that.
+plain GPT-2 (below), eager and in the first dtype; that of decoding is this repository's AR decoder with its cache, compiled
+where the others are. AR without a cache is timed eager, up to 1 TFLOP. A floor is the larger of FLOPs / matmul peak and bytes
+of weights / copy rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay
+in a cache of the processor are read faster than that.
 """
+import copy
 import itertools
 import json
 import os
@@ -49,7 +50,7 @@ class Config:
     n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
     decode_batch: str = "1"  # inputs decoded at once
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # training also by torch.compile
+    compiled: bool = False  # everything also by torch.compile: static shapes, but for AR's growing cache
     growth: bool = False  # measure only how time and memory grow with batch, length, n_samples and width
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
@@ -218,19 +219,28 @@ def decode_uncached(process, model, batch):
     return tokens
 
 
-def decoders(config, model, B, T, several):
+def compiled_decoder(model, dynamic):
+    """Return a model of the same weights whose parts are compiled, for shapes that change or that stay."""
+    twin = copy.copy(model)
+    for name in ("encode", "states", "logits"):
+        setattr(twin, name, torch.compile(getattr(model, name), dynamic=dynamic))
+    return twin
+
+
+def decoders(config, model, B, T, several, compiled=False):
     """Return {name: (function, FLOPs, bytes)} of all ways to fill a canvas (B, T); FLOPs and bytes are those of the weights.
 
     several: (n_steps, n_samples, inputs_attention) of each way by diffusion.
     """
+    growing, model = (compiled_decoder(model, True), compiled_decoder(model, False)) if compiled else (model, model)
     S, V, device = config.input_len, config.vocab_size, model.embedding.weight.device
     batch = Batch(torch.randint(V, (B, S), device=device), None, torch.zeros(B, T, dtype=torch.long, device=device))
     noise, ar = Noise(0, "decode", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
     weights, backbone = size_of(model), size_of(model) - size_of(model.embedding)  # encode() reads the backbone
     passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
-    found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights + backbone)}
-    if T <= 512:
-        work = passed(T * S + T * (T - 1) / 2, T)
+    found = {"AR": (lambda: list(ar.decode(growing, batch, noise)), passed(S, T), T * weights + backbone)}
+    work = passed(T * S + T * (T - 1) / 2, T)
+    if work < 1e12 and not compiled:  # else it takes minutes
         found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work, T * (weights + backbone))
     for n, samples, attention in several:
         anew = attention == "full"
@@ -249,12 +259,14 @@ def bench_decoding(config, device, peaks, bytes_per_second):
     for dtype in config.dtypes.split(","):
         model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
         for B, T in itertools.product(numbers(config.decode_batch), numbers(config.lengths)):
-            ways = decoders(config, model, B, T, several)
-            times = take_turns({name: function for name, (function, *_) in ways.items()}, config.rounds, device)
-            for name, (_, work, read) in ways.items():
-                middle, low, high = ratio(times["AR"], times[name])
-                yield dict(what=name, dtype=dtype, batch=B, length=T, seconds=median(times[name]), faster=middle, low=low,
-                           high=high, flops=work, bytes=read, floor=max(work / peaks[dtype], read / bytes_per_second))
+            ways = {(name, compiled): way for compiled in (False, True)[:1 + config.compiled]
+                    for name, way in decoders(config, model, B, T, several, compiled).items()}
+            times = take_turns({key: function for key, (function, *_) in ways.items()}, config.rounds, device)
+            for (name, compiled), (_, work, read) in ways.items():
+                seconds = times[name, compiled]
+                middle, low, high = ratio(times["AR", compiled], seconds)
+                yield dict(what=name, dtype=dtype, compiled=compiled, batch=B, length=T, seconds=median(seconds), faster=middle,
+                           low=low, high=high, flops=work, bytes=read, floor=max(work / peaks[dtype], read / bytes_per_second))
 
 
 # ---- growth ----
@@ -301,8 +313,8 @@ def bench_growth(config, device):
 
 TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
             f"{'FLOPs':>7s}{'MFU':>6s}{'GB':>7s}")
-DECODING = (f"{'':24s}{'dtype':10s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}{'GFLOP':>9s}"
-            f"{'MB':>9s}{'floor ms':>10s}")
+DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
+            f"{'GFLOP':>9s}{'MB':>9s}{'floor ms':>10s}")
 GROWTH = f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'GB':>7s}{'exponent':>10s}{'expected':>10s}"
 
 
@@ -313,8 +325,9 @@ def training_line(r):
 
 
 def decoding_line(r):
-    return (f"{r['what']:24s}{r['dtype']:10s}{r['batch']:6d}{r['length']:7d}{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}"
-            f"{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}{r['bytes'] / 1e6:9.1f}{1e3 * r['floor']:10.2f}")
+    return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{r['batch']:6d}{r['length']:7d}"
+            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}"
+            f"{r['bytes'] / 1e6:9.1f}{1e3 * r['floor']:10.2f}")
 
 
 def growth_line(r):

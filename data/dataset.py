@@ -192,7 +192,7 @@ class TaskData:
 
 
 def tokenized(file, tokenizer):
-    """Return [(input ids, target ids)], int32 arrays, of a JSONL file; of a large one they are kept beside it in an .npz file."""
+    """Return [(input ids, target ids)], int32 arrays, of a JSONL file; those of a large one are kept beside it in an .npz."""
     stat, cache = file.stat(), file.with_suffix(f".{tokenizer.hash}.npz")
     identity = [stat.st_size, stat.st_mtime_ns]
     with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, of an older file, or damaged

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from config import UserError, check
 
-OURS = re.compile(r"meta\.json|(train|valid|test)\.(jsonl|.*\.(bin|npz))")  # names of prepared data: what overwriting may delete
+OURS = re.compile(r"meta\.json|(train|valid|test)\.(jsonl|.*\.(bin|npz))")  # of prepared data: what overwriting may delete
 
 
 @contextmanager

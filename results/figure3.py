@@ -25,7 +25,7 @@ def read(path):
     found = {}
     try:
         for r in json.loads(Path(path).read_text(encoding="utf-8"))["decoding"]:
-            way = found.setdefault((r["dtype"], int(r["batch"])), {}).setdefault(r["what"], {})
+            way = found.setdefault((r["dtype"], int(r["batch"])), {}).setdefault(r["what"] + ", compiled" * r["compiled"], {})
             way[int(r["length"])] = r["seconds"] / r["batch"]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,5 +1,6 @@
 """bench.py: what it times is what it says, the yardstick is a GPT, and the table has a row for everything."""
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -155,3 +156,16 @@ def test_expected_exponents_are_those_of_the_arithmetic(monkeypatch):
 def test_a_wrong_flag_is_refused_in_one_line(flags, message):
     with pytest.raises(UserError, match=message):
         bench.main(flags)
+
+
+@pytest.mark.slow
+def test_compiled_decoding_writes_the_same_tokens(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler
+    config, model = bench.Config(vocab_size=64, input_len=4), tiny_model(vocab_size=64)
+    several, drafts = [(2, 1, "bidirectional")], []
+    for compiled in (False, True):
+        torch.manual_seed(0)  # of the inputs
+        ways = bench.decoders(config, model, 2, 5, several, compiled)
+        drafts.append([ways[name][0]()[-1] for name in ("AR", "2 steps")])
+    assert all(map(torch.equal, *drafts))
+    assert not any(hasattr(getattr(model, name), "_torchdynamo_orig_callable") for name in ("encode", "states", "logits"))

@@ -541,7 +541,8 @@ def test_recomputed_activations_change_no_bit_and_are_not_kept(architecture, inp
     for model.recompute in (False, True):
         torch.manual_seed(1)
         kept = {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: (x, kept.setdefault(x.data_ptr(), x))[0], lambda x: x):
+        keep = lambda x, kept=kept: (x, kept.setdefault(x.data_ptr(), x))[0]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = process.loss(model, batch, Noise(0, "train", 0, range(len(batch.inputs)))).total
         model.zero_grad()
         loss.backward()

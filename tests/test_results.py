@@ -65,7 +65,7 @@ def test_orders_of_a_model_that_knows_the_frequencies_alone_cost_the_same_bits(t
 
 
 MEASURED = {"decoding": [  # as bench.py --out writes it
-    {"what": what, "dtype": dtype, "batch": batch, "length": length, "seconds": batch * length / scale}
+    {"what": what, "dtype": dtype, "compiled": False, "batch": batch, "length": length, "seconds": batch * length / scale}
     for dtype, scale in (("float32", 100), ("bfloat16", 200)) for batch in (1, 4) for length in (128, 1024)
     for what in ("AR", "AR, no cache", "10 steps x 8 samples") if (what, length) != ("AR, no cache", 1024)]}
 

@@ -65,7 +65,7 @@ def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_ch
     assert choose_compile(SimpleNamespace(compile="auto"), cuda) is False
     assert "torch.compile does not work here" in capsys.readouterr().out
     for has_bf16, chosen in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
         assert choose_dtype(SimpleNamespace(dtype="auto"), cuda) == chosen
     with pytest.raises(UserError, match="--dtype=bfloat16: this GPU has none"):
         choose_dtype(SimpleNamespace(dtype="bfloat16"), cuda)
