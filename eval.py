@@ -24,6 +24,7 @@ from likelihood import bits, task_batches
 from noise import Noise
 from sample import DecodeConfig, load_writer
 from sandbox import check_canaries, run_many
+from start import out_of_memory
 
 
 @dataclass(kw_only=True)
@@ -182,6 +183,7 @@ def report(r):
     return lines + ([f"  {r['signature']}"] if r["signature"] else [])
 
 
+@out_of_memory("--batch_size", "--n_samples")
 def main(argv=None):
     config = parse(Config, argv)
     result = evaluate(config)

@@ -23,7 +23,7 @@ from distill import write_answers
 from infill import draft_canvas, infill
 from noise import Noise
 from speculative import new_speculative
-from start import pick_device
+from start import out_of_memory, pick_device
 
 
 @dataclass
@@ -164,6 +164,7 @@ def read_prompt(config):
         raise UserError(f"the prompt on standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
+@out_of_memory("--n_samples", "--target_len")
 def main(argv=None):
     config = parse(Config, argv)
     one_text = [name for name in ("prompt", "infill", "draft", "noise", "target_len") if getattr(config, name) is not None]

@@ -179,9 +179,8 @@ class TaskData:
         return np.concatenate((order[:first], steps.ravel(), order[last:]))
 
     def _n_columns(self, longest):
-        """Return how many columns a batch gets: an eighth, two eighths, ... of input_len, so that there are few shapes."""
-        eighth = -(-self.input_len // 8)
-        return min(self.input_len, eighth * max(1, -(-int(longest) // eighth)))
+        """Return how many columns a batch gets: 8, 16, ..., which matrix units like, and at most input_len."""
+        return min(self.input_len, 8 * max(1, -(-int(longest) // 8)))
 
     def _trimmed(self, rows):
         """Lay rows on a canvas without the columns that would hold padding alone: they change nothing but the time."""

@@ -99,12 +99,12 @@ def test_the_rows_of_a_step_are_of_similar_length_and_steps_come_in_no_order_of_
     assert sum(max(row) - min(row) <= 2 for row in of_steps) >= 50
 
 
-def test_columns_that_hold_padding_alone_are_left_out_in_eighths_of_the_canvas_and_their_share_is_told(tmp_path):
+def test_columns_that_hold_padding_alone_are_left_out_by_eights_and_their_share_is_told(tmp_path):
     data = open_data(of_lengths(tmp_path / "t", [1, 5, 5, 6, 30, 40]), BYTES, 40, 4)
-    assert data.valid_batch([0]).inputs.size(1) == 5 and data.valid_batch([0, 1]).inputs.size(1) == 30
-    assert data.valid_batch([2]).inputs.size(1) == 5  # never 0 columns: an encoder needs some
+    assert data.valid_batch([0]).inputs.size(1) == 8 and data.valid_batch([0, 1]).inputs.size(1) == 32
+    assert data.valid_batch([2]).inputs.size(1) == 8  # never 0 columns: an encoder needs some
     batches = [data.train_batch(3, step, range(2), 2) for step in range(3)]
-    assert sorted(batch.inputs.size(1) for batch in batches) == [5, 10, 40]
+    assert sorted(batch.inputs.size(1) for batch in batches) == [8, 8, 40]
     assert all(same(batch, widened(batch, batch.inputs.size(1))) for batch in batches)
     padded = sum(int(batch.pad_mask.sum()) for batch in batches) / sum(batch.pad_mask.numel() for batch in batches)
     assert data.padding(3, 2) == pytest.approx(padded) and 0 < padded < 0.3

@@ -530,6 +530,20 @@ def test_every_part_is_one_graph_and_is_not_compiled_again_after_the_first_step(
     assert 0 < graphs[0] == graphs[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2)])
+def test_inputs_of_many_lengths_take_two_compilations(process):
+    model, counter, graphs = tiny_model().train(), CompileCounter(), []
+    torch._dynamo.reset()
+    for name in ("encode", "states", "logits"):
+        setattr(model, name, torch.compile(getattr(model, name), backend=counter, fullgraph=True))
+    for n in (8, 16, 24, 32, 40):
+        batch = Batch(tokens(4, n), left_padded([n, 3, 2, 0], n), tokens(4, T, seed=1) % (V - 1))
+        process.loss(model, batch, Noise(0, "train", 0, range(4))).total.backward()
+        graphs.append(counter.frame_count)
+    assert graphs[0] < graphs[1] == graphs[-1]
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("inputs_attention", ["bidirectional", "full"])
 def test_recomputed_activations_change_no_bit_and_are_not_kept(architecture, inputs_attention):
