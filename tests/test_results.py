@@ -1,6 +1,10 @@
 """The scripts of results/ on tiny runs: they end, their tables have the rows that were asked for, and mistakes are one line."""
+import itertools
 import json
+import math
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "results"))
 import decoders
 import figure3
 import knobs
+import markov
 import orders
 import table1
 
@@ -124,3 +129,40 @@ def test_a_wrong_flag_is_refused_in_one_line(script, flags, message, monkeypatch
     monkeypatch.setattr("common.read_meta", lambda name: prepared.get(name) or read_meta(name))
     with pytest.raises(UserError, match=message):
         script.main(flags)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2, 3])
+def test_the_entropy_that_markov_prints_is_that_of_all_windows(tmp_path, capsys, order):
+    text, window = "abacabadcab", 5
+    (tmp_path / "in.txt").write_text(text, encoding="utf-8")
+    markov.main([f"{tmp_path}/in.txt", f"--order={order}", f"--window={window}", "--length=9", f"--out={tmp_path}/out.txt"])
+    around, n, bits = text * 3, len(text), 0.0
+    counted = lambda gram: sum(around[i:i + len(gram)] == gram for i in range(n))
+    for letters in itertools.product(sorted(set(text)), repeat=window):
+        w, p = "".join(letters), 1.0
+        for i in range(window):  # the first characters as often as in the text, then each after the `order` before it
+            before = w[max(0, i - order):i]
+            p *= counted(before + w[i]) / max(1, counted(before)) if before else counted(w[i]) / n
+        bits -= p * math.log2(p) if p else 0.0
+    printed = capsys.readouterr().out
+    assert float(re.search(r"([0-9.]+) in windows of 5", printed)[1]) == pytest.approx(bits / window, abs=1e-4)
+    assert len((tmp_path / "out.txt").read_text(encoding="utf-8")) == 9
+
+
+def test_markov_writes_only_what_may_follow_as_often_as_it_did():
+    text = "aab" * 50 + "ab" * 25
+    written = "".join(markov.chain(text, 1, 20_000, seed=3))
+    pairs, expected = (Counter(zip(t, t[1:])) for t in (written, text + text[0]))
+    assert set(pairs) == set(expected)
+    share = lambda counts: counts["a", "a"] / (counts["a", "a"] + counts["a", "b"])
+    assert abs(share(pairs) - share(expected)) < 0.02 and written != "".join(markov.chain(text, 1, 20_000, seed=4))
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--order=-1"], "--order=-1 must be at least 0"), (["--order=9"], "too few for --order=9"),
+    (["--order=7", "--window=7"], "--window=7 must be longer than --order=7")])
+def test_markov_refuses_what_makes_no_chain(tmp_path, flags, message):
+    (tmp_path / "in.txt").write_text("abcdefg", encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        markov.main([f"{tmp_path}/in.txt", f"--out={tmp_path}/out.txt", *flags])
+    assert not (tmp_path / "out.txt").exists()
