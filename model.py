@@ -136,21 +136,23 @@ EPS = torch.finfo(torch.float32).eps
 
 
 class RMSNorm(torch.autograd.Function):
-    """F.rms_norm with its own backward pass: PyTorch's is put together of many small operations, 4 to 8 times slower on a CPU.
+    """F.rms_norm with its own backward pass: on a CPU PyTorch's is made of more and slower operations.
 
-    y = r x with r = (mean(x^2) + eps)^(-1/2), so dL/dx = r (g - y mean(g y)) with g = dL/dy.
+    y = r x with r = (mean(x^2) + eps)^(-1/2), so dL/dx = r (g - r^2 x mean(g x)) with g = dL/dy.
     """
+
     @staticmethod
     def forward(ctx, x):
-        y = F.rms_norm(x, x.shape[-1:], eps=EPS)
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.size(-1)
-        ctx.save_for_backward(y, (mean_square + EPS).rsqrt())
-        return y
+        ctx.save_for_backward(x)
+        return F.rms_norm(x, x.shape[-1:], eps=EPS)
 
     @staticmethod
-    def backward(ctx, g):
-        y, r = ctx.saved_tensors
-        return (torch.addcmul(g, y, (g * y).mean(-1, keepdim=True), value=-1) * r).type_as(g)
+    def backward(ctx, grad):
+        x, C = ctx.saved_tensors[0].float(), grad.size(-1)
+        g = grad.float()
+        r = (torch.linalg.vecdot(x, x) / C + EPS).rsqrt()[..., None]
+        mean_gx = (torch.linalg.vecdot(g, x) / C)[..., None]
+        return torch.addcmul(g, x, r.square() * mean_gx, value=-1).mul_(r).type_as(grad)
 
 
 def rms_norm(x):
