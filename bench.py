@@ -33,7 +33,7 @@ from data.dataset import Batch
 from diffusion import Absorbing, Uniform
 from model import Transformer, flops, shape_of
 from noise import Noise
-from start import pick_device
+from start import out_of_memory, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOP/s that NVIDIA states, not for PCIe
@@ -126,6 +126,12 @@ def peak(dtype, device):
     return 2 * n ** 3 / min(take_turns({"": lambda: a @ a}, 5, device)[""])
 
 
+def peaks_of(config, device, tf32):
+    """Return {dtype: FLOP/s}, of float32 with or without TF32, which stays as told."""
+    allow_tf32(tf32, device)
+    return {dtype: peak(DTYPES[dtype], device) for dtype in config.dtypes.split(",")}
+
+
 def copy_rate(device):
     """Return bytes/s of memory read and written by a copy too large for caches."""
     a = torch.empty(1 << 28, dtype=torch.uint8, device=device)
@@ -190,9 +196,9 @@ def training_step(kind, config, device, dtype, compiled):
     return step, work, 3 * size_of(model)
 
 
-def bench_training(config, device, peaks):
+def bench_training(config, device):
     """Yield rows, one for each kind of training step in each dtype, eager and compiled."""
-    allow_tf32(True, device)
+    peaks = peaks_of(config, device, tf32=True)
     modes = list(itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]))
     steps = {(kind, *mode): training_step(kind, config, device, *mode) for mode in modes for kind in kinds(config.vocab_size)}
     times = take_turns({key: step for key, (step, *_) in steps.items()}, config.rounds, device)
@@ -345,6 +351,7 @@ def show(title, heading, line, rows):
     return shown
 
 
+@out_of_memory("--batch_size", "--lengths")
 def main(argv=None):
     config = parse(Config, argv)
     device = pick_device(config.device)
@@ -363,7 +370,7 @@ def main(argv=None):
         Path(config.out or os.devnull).touch()  # found out now, not after minutes
     except OSError as error:
         raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
-    peaks, bandwidth = {dtype: peak(DTYPES[dtype], device) for dtype in config.dtypes.split(",")}, copy_rate(device)
+    peaks, bandwidth = peaks_of(config, device, tf32=False), copy_rate(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
@@ -376,7 +383,7 @@ def main(argv=None):
             f"least-squares slope of log ms on log size;\nexpected: that of log FLOPs, those of the weights and of attention",
             GROWTH, growth_line, bench_growth(config, device))
     else:
-        found["training"] = show(f"Training step, {tokens}", TRAINING, training_line, bench_training(config, device, peaks))
+        found["training"] = show(f"Training step, {tokens}", TRAINING, training_line, bench_training(config, device))
         found["decoding"] = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
                                  DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
     if config.out:

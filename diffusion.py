@@ -321,13 +321,13 @@ class Gaussian:
 
     def corrupt(self, e, t, noise):
         """Return z = e + sigma_t * eps, (B, T, D_e), for vectors e."""
-        return e + self.sigma(t).to(e) * send(noise.normal(*e.shape[1:]), e.device)
+        return e + send(self.sigma(t).float(), e.device) * send(noise.normal(*e.shape[1:]), e.device)
 
     def predict(self, model, z, t, context, x_hat, noise=None):
         """Return logits (B, T, V) of x0 from z and an earlier estimate x_hat, both (B, T, D_e), scaled to unit variance."""
-        z = z / (1 / self.vector_width + self.sigma(t).to(z) ** 2).sqrt()
+        z = z / (1 / self.vector_width + send(self.sigma(t).float(), z.device) ** 2).sqrt()
         x_hat = x_hat * self.vector_width ** 0.5
-        return denoise(self, model, model.noisy(z, x_hat, t.to(z)), context, noise)
+        return denoise(self, model, model.noisy(z, x_hat, send(t.float(), z.device)), context, noise)
 
     def estimate(self, model, logits, temperature=1.0):
         """Return the mean vector (B, T, D_e) of the predicted tokens."""

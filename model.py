@@ -148,8 +148,8 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, C = ctx.saved_tensors[0].float(), grad.size(-1)
-        g = grad.float()
+        (x,), C = ctx.saved_tensors, grad.size(-1)
+        x, g = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, grad))
         r = (torch.linalg.vecdot(x, x) / C + EPS).rsqrt()[..., None]
         mean_gx = (torch.linalg.vecdot(g, x) / C)[..., None]
         return torch.addcmul(g, x, r.square() * mean_gx, value=-1).mul_(r).type_as(grad)
@@ -289,7 +289,7 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def run(self, block, *args):
+    def run_block(self, block, *args):
         """Return what the block makes of its arguments, keeping its activations or not."""
         return checkpoint(block, *args, use_reentrant=False) if self.recompute and self.training else block(*args)
 
@@ -326,7 +326,7 @@ class Transformer(nn.Module):
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys_values = []
         for block in self.encoder or self.blocks:
-            x, cached = self.run(block, x, rotary, mask, is_causal)                     # (B, S, C)
+            x, cached = self.run_block(block, x, rotary, mask, is_causal)                     # (B, S, C)
             keys_values.append(cached)
         if self.encoder is None:
             return Context(*map(list, zip(*keys_values)), pad_mask)
@@ -358,7 +358,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, (k, v) = self.run(block, x, rotary, mask, is_causal, past, cross)         # (B, T, C)
+            x, (k, v) = self.run_block(block, x, rotary, mask, is_causal, past, cross)         # (B, T, C)
             if extend:
                 context.keys[i], context.values[i] = k, v
         if extend:
@@ -374,7 +374,7 @@ class Transformer(nn.Module):
         rotary = self.rotary(-context.inputs.size(1), x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
-            x, _ = self.run(block, x, rotary, mask, is_causal)
+            x, _ = self.run_block(block, x, rotary, mask, is_causal)
         return x[:, -y.size(1):]                                                        # (B, T, C)
 
     def logits(self, x):

@@ -70,7 +70,7 @@ class Noise:
             return logits.argmax(-1)
         device = logits.device
         logits = logits.cpu() if device.type == "mps" else logits  # MPS has no float64
-        u = self.uniform(2, logits.size(1)).to(logits.device)                            # (B, 2, T)
+        u = send(self.uniform(2, logits.size(1)), logits.device)                         # (B, 2, T)
         K = 64 if logits.size(-1) % 64 == 0 else logits.size(-1)
         blocks = torch.softmax(logits.float() / temperature, dim=-1).unflatten(-1, (-1, K))  # (B, T, V / K, K)
         block = invert(blocks.sum(-1), u[:, 0])                                          # (B, T)
@@ -80,7 +80,8 @@ class Noise:
 
 def send(x, device):
     """Return a CPU tensor on the device. A copy to a GPU is queued there, from pinned memory, and the CPU goes on."""
-    return x.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else x.to(device)
+    queued = x.device.type == "cpu" and torch.device(device).type == "cuda"
+    return x.pin_memory().to(device, non_blocking=True) if queued else x.to(device)
 
 
 def invert(weights, u):

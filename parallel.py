@@ -1,7 +1,8 @@
 """Several GPUs behind one torchrun line: each rank holds a copy of the model (DDP) or a shard of it (FSDP2, --fsdp).
 
-Either way batch_size is global and a step is the same to rounding. Gradients travel once a step, on its last micro-batch.
-Checkpoints hold whole tensors, so a run may go on with another number of ranks, with or without --fsdp.
+Either way batch_size is global and a step is the same to rounding. Copies add up their gradients once a step, on its last
+micro-batch; shards after every one, as whole gradients would have to be kept in between. Checkpoints hold whole tensors, so a
+run may go on with another number of ranks, with or without --fsdp.
 """
 import warnings
 from contextlib import nullcontext
@@ -30,31 +31,33 @@ def compile_model(model, blockwise):
         model.encode, model.states, model.logits = map(torch.compile, (model.encode, model.states, model.logits))
 
 
-def spread(objective, fsdp, world, device):
+def spread(objective, fsdp, world, device, dtype):
     """Return the objective as this rank holds it: alone, as one of `world` equal copies, or its share of every tensor.
 
     A block's weights are gathered when it is run, and let go behind it; so a rank needs room for its share and for one block.
+    dtype: that of the matrix products. Blocks are gathered in it: what autocast made of them would stay for the backward pass.
     """
     if world == 1:
         return objective
     if not fsdp:
         return nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
     from torch.distributed.device_mesh import init_device_mesh  # half a second that other runs need not wait
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no block's output is changed in place
-    mesh = init_device_mesh(device.type, (world,))
-    for block in (*(objective.model.encoder or ()), *objective.model.blocks):
-        fully_shard(block, mesh=mesh)
+    mesh, model = init_device_mesh(device.type, (world,)), objective.model
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in model.blocks if model.encoder else ():  # its keys_values() is called from outside of the block
+        fully_shard(block.cross, mesh=mesh, mp_policy=policy)
+        register_fsdp_forward_method(block.cross, "keys_values")
+    for block in (*(model.encoder or ()), *model.blocks):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     return fully_shard(objective, mesh=mesh)  # the embedding and whatever else is in no block
 
 
 def synchronised(objective, last):
-    """Return a context for the forward and backward pass of a micro-batch: ranks add up their gradients in the last one."""
-    if isinstance(objective, nn.parallel.DistributedDataParallel):
-        return nullcontext() if last else objective.no_sync()
-    if hasattr(objective, "set_requires_gradient_sync"):  # what fully_shard() made of it
-        objective.set_requires_gradient_sync(last)
-    return nullcontext()
+    """Return a context for the forward and backward pass of a micro-batch: copies add up their gradients in the last one."""
+    is_copy = isinstance(objective, nn.parallel.DistributedDataParallel)
+    return objective.no_sync() if is_copy and not last else nullcontext()
 
 
 def is_shard(x):

@@ -73,7 +73,8 @@ def choose_compile(config, device):
     except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         check(config.compile == "auto", f"--compile=yes does not work here ({reason}); --compile=no, or auto")
-        print(f"torch.compile does not work here ({reason}): going on without")
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(f"torch.compile does not work here ({reason}): going on without")
         return False
 
 
@@ -82,8 +83,9 @@ def out_of_memory(*flags):
     """Turn a lack of memory into a UserError that names the flags to lower."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:  # of a GPU: torch.OutOfMemoryError, a RuntimeError
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+    except (RuntimeError, MemoryError) as error:  # PyTorch has many ways to say it, most of them RuntimeErrors
+        words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(word in str(error) for word in words):
             raise
         raise UserError(f"out of memory; lower {' or '.join(flags)}") from error
 

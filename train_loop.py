@@ -80,7 +80,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     if compiled:
         compile_model(model, blockwise=config.fsdp)
-    objective = spread(Objective(model), config.fsdp, world, device)
+    objective = spread(Objective(model), config.fsdp, world, device, dtype)
     autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []

@@ -9,6 +9,7 @@ import os
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -158,7 +159,7 @@ class TaskData:
         return self._trimmed([self.rows["valid"][i] for i in indices])
 
     def padding(self, seed, batch_size):
-        """Return the share of padding in the input columns of the first epoch's batches."""
+        """Return the share of padding in the input columns of the first epoch; that of micro-batches may be lower."""
         lengths = self.input_lengths[self._epoch(seed, 0, batch_size)]
         steps = np.split(lengths, range(batch_size, len(lengths), batch_size))
         return 1 - lengths.sum() / sum(len(step) * self._n_columns(step.max()) for step in steps)
@@ -194,18 +195,16 @@ def tokenized(file, tokenizer):
     """Return [(input ids, target ids)], int32 arrays, of a JSONL file; those of a large one are kept beside it in an .npz."""
     stat, cache = file.stat(), file.with_suffix(f".{tokenizer.hash}.npz")
     identity = [stat.st_size, stat.st_mtime_ns]
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # not there, of an older file, or damaged
-        saved = np.load(cache)
+    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(cache) as saved:
         if saved["identity"].tolist() == identity:
             rows = np.split(saved["ids"], saved["ends"][:-1])
             return list(zip(rows[::2], rows[1::2]))
     texts = [text for example in read_jsonl(file) for text in (example["input"], example["target"])]
     rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
     if stat.st_size > CACHED_FROM:
-        partial = cache.with_suffix(f".{os.getpid()}.tmp")
-        with suppress(OSError):  # a folder that cannot be written is only slower
-            with open(partial, "wb") as out:
-                np.savez(out, identity=identity, ids=np.concatenate(rows), ends=np.cumsum([len(row) for row in rows]))
+        with suppress(OSError), TemporaryDirectory(dir=file.parent) as folder:  # a folder that cannot be written is only slower
+            partial = Path(folder) / cache.name
+            np.savez(partial, identity=identity, ids=np.concatenate(rows), ends=np.cumsum([len(row) for row in rows]))
             os.replace(partial, cache)
     return list(zip(rows[::2], rows[1::2]))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from config import check, parse, run
+from config import UserError, check, parse, run
 from data.text import read_text
 
 
@@ -43,7 +43,7 @@ def entropy(counts):
 
 
 def chain(text, order, length, seed):
-    """Yield characters: each drawn after the `order` before it, as often as in text; the first few are the text's own."""
+    """Yield characters: each drawn after the `order` before it, as often as in text; the first after the text's first few."""
     follow = {}  # context -> (next characters, their cumulative counts)
     for gram, count in sorted(count_grams(text, order + 1).items()):
         nexts, ends = follow.setdefault(gram[:-1], ([], []))
@@ -66,8 +66,11 @@ def main(argv=None):
     text, k, out = read_text(config.text), config.order, Path(config.out)
     check(len(text) > k, f"{config.text} has {len(text)} characters, too few for --order={k}")
     first, first_and_next = entropy(count_grams(text, k)) if k else 0.0, entropy(count_grams(text, k + 1))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("".join(chain(text, k, config.length, config.seed)), encoding="utf-8")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text("".join(chain(text, k, config.length, config.seed)), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write --out={out}: {error.strerror}") from error
     rate = first_and_next - first
     print(f"{out}: {config.length:,} characters, a chain of order {k}; entropy {rate:.4f} bits per character, "
           f"{(first + (config.window - k) * rate) / config.window:.4f} in windows of {config.window}")

@@ -592,9 +592,10 @@ def test_recomputed_activations_change_no_bit_and_are_not_kept(architecture, inp
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Absorbing(V - 1)])
+@pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Absorbing(V - 1), Gaussian(8),
+                                     Uniform(V - 2, unroll_temperature=1.0)])
 def test_a_training_step_never_waits_for_the_gpu(process):
-    model, cuda = tiny_model().cuda(), torch.device("cuda")
+    model, cuda = tiny_model(vector_width=process.vector_width).cuda(), torch.device("cuda")
     optimizer, tally = torch.optim.AdamW(model.parameters(), fused=True), Tally(cuda)
     for step in range(3):
         torch.cuda.set_sync_debug_mode("error" if step else "default")  # the first one allocates

@@ -61,7 +61,12 @@ def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_ch
     with pytest.raises(UserError, match=r"--compile=yes does not work here \(no working C\+\+ compiler found\); --compile=no"):
         train("ar", tmp_path / "x", "--compile=yes")
     assert not (tmp_path / "x").exists()
-    cuda = torch.device("cuda")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert choose_compile(SimpleNamespace(compile="auto"), cpu) is choose_compile(SimpleNamespace(compile="no"), cuda) is False
+    assert not capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function: function)
+        assert choose_compile(SimpleNamespace(compile="yes"), cpu) is True
     assert choose_compile(SimpleNamespace(compile="auto"), cuda) is False
     assert "torch.compile does not work here" in capsys.readouterr().out
     for has_bf16, chosen in ((True, torch.bfloat16), (False, torch.float32)):
@@ -83,6 +88,9 @@ def test_other_runtime_errors_are_not_taken_for_lack_of_memory():
         raise RuntimeError("size mismatch")
     with pytest.raises(UserError, match="lower --x"), out_of_memory("--x"):  # a GPU's
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    for said in ("CUDA error: out of memory", "MPS backend out of memory (...)", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED"):
+        with pytest.raises(UserError, match="lower --x"), out_of_memory("--x"):
+            raise RuntimeError(said)
 
 
 def test_text_tokenized_for_another_model_is_refused(train, text, ar_run, tmp_path):

@@ -162,8 +162,9 @@ def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path):
-    flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7"]
+@pytest.mark.parametrize("more", [[], ["--architecture=encoder-decoder", "--recompute"]], ids=["decoder", "encoder"])
+def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path, more):
+    flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7", *more]
     one = train("diff", tmp_path / "one", *flags)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     process = two_ranks(ROOT / "train_diff.py", f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags,
