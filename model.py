@@ -132,32 +132,9 @@ def rotate(x, cos, sin):
     return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).type_as(x)
 
 
-EPS = torch.finfo(torch.float32).eps
-
-
-class RMSNorm(torch.autograd.Function):
-    """F.rms_norm with its own backward pass: on a CPU PyTorch's is made of more and slower operations.
-
-    y = r x with r = (mean(x^2) + eps)^(-1/2), so dL/dx = r (g - r^2 x mean(g x)) with g = dL/dy.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return F.rms_norm(x, x.shape[-1:], eps=EPS)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (x,), C = ctx.saved_tensors, grad.size(-1)
-        x, g = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, grad))
-        r = (torch.linalg.vecdot(x, x) / C + EPS).rsqrt()[..., None]
-        mean_gx = (torch.linalg.vecdot(g, x) / C)[..., None]
-        return torch.addcmul(g, x, r.square() * mean_gx, value=-1).mul_(r).type_as(grad)
-
-
 def rms_norm(x):
     """RMSNorm over the last dimension (arXiv 1910.07467). No gain: the linear layer behind it can hold one."""
-    return RMSNorm.apply(x) if torch.is_grad_enabled() else F.rms_norm(x, x.shape[-1:], eps=EPS)
+    return F.rms_norm(x, x.shape[-1:])
 
 
 class SquaredReLU(torch.autograd.Function):

@@ -1,27 +1,34 @@
 #!/usr/bin/env bash
 # AR and the three diffusion processes, side by side: likelihood of characters, and quality against decoding steps.
-# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About four hours on one core.
+# Wants tiny Shakespeare as $1 (input.txt); writes data/prepared/ and $OUT. About five hours on one core.
 set -euo pipefail
 PY=${PYTHON:-python} OUT=${OUT:-out/processes} TEXT=${1:?the path of tiny Shakespeare}
 run() { echo; echo "\$ python $*"; "$PY" "$@"; }
 
 # Bits per character: the same model and the same characters for each; fewer and more of them, and a wider model, to see the gap move.
 [ -d data/prepared/shakespeare ] || run data/prepare.py text --sources="$TEXT" --tokenizer=bytes --out=data/prepared/shakespeare
-characters="--data=shakespeare --input_len=0 --target_len=64 --batch_size=12 --log_every=1000 --eval_every=4000"
-bits() { # size, learning rate, steps, models
-    size=$1 lr=$2 steps=$3; shift 3
+characters="--input_len=0 --target_len=64 --batch_size=12 --log_every=1000 --eval_every=4000"
+bits() { # data, size, learning rate, steps, windows, noise levels, models
+    data=$1 size=$2 lr=$3 steps=$4 windows=$5 draws=$6; shift 6
     for model in "$@"; do
         [ $model = ar ] && script=train_ar.py || script="train_diff.py --process=$model"
-        out="$OUT/${model}_characters_${size}_$steps"
-        run $script $characters --size=$size --lr=$lr --steps=$steps --out_dir="$out"
-        run eval.py "$out" --metric=bits --n_examples=256 --n_draws=32
+        out="$OUT/${model}_${data}_${size}_$steps"
+        run $script --data=$data $characters --size=$size --lr=$lr --steps=$steps --out_dir="$out"
+        run eval.py "$out" --metric=bits --n_examples=$windows --n_draws=$draws
     done
 }
-bits 4x128x4 2e-3 4000 ar absorbing uniform gaussian
-bits 4x128x4 2e-3 1000 ar absorbing uniform
-for steps in 8000 16000; do bits 4x128x4 2e-3 $steps ar absorbing; done
-bits 4x256x4 1e-3 4000 ar absorbing
-run results/orders.py "$OUT/absorbing_characters_4x128x4_16000"
+bits shakespeare 4x128x4 2e-3 4000 256 32 ar absorbing uniform gaussian
+bits shakespeare 4x128x4 2e-3 1000 256 32 ar absorbing uniform
+for steps in 8000 16000; do bits shakespeare 4x128x4 2e-3 $steps 256 32 ar absorbing; done
+bits shakespeare 4x256x4 1e-3 4000 256 32 ar absorbing
+run results/orders.py "$OUT/absorbing_shakespeare_4x128x4_16000"
+
+# The same on texts whose entropy is known: Markov chains with the statistics of that text.
+for order in 1 2 3; do
+    run results/markov.py "$TEXT" --order=$order --out="$OUT/order$order.txt"
+    run data/prepare.py text --sources="$OUT/order$order.txt" --tokenizer=bytes --out=data/prepared/order$order
+    bits order$order 4x128x4 2e-3 4000 1024 8 ar absorbing uniform
+done
 
 # Tasks: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights; then every
 # decoder in 1 to 32 steps, of uniform from AR weights and of the others from scratch, which is what was better on code.
