@@ -21,7 +21,6 @@ from model import (
     Transformer,
     attention_mask,
     flops,
-    rms_norm,
     rotary_angles,
     rotate,
     shape_of,
