@@ -1,6 +1,6 @@
 """A masked model writes in any order. How many bits does it need from left to right, from right to left, in a random order?
 
-    python results/orders.py out/processes/absorbing_characters_4x128x4_16000 --n_examples=128
+    python results/orders.py out/processes/absorbing_shakespeare_4x128x4_16000 --n_examples=128
 
 By the chain rule an ideal model needs equally many in every order, and the average over all orders is the bound that
 eval.py --metric=bits reports. Each token costs one pass, so this is slow: T passes per batch and order.
