@@ -63,6 +63,7 @@ def main(argv=None):
     check(config.window > config.order, f"--window={config.window} must be longer than --order={config.order}")
     check(config.length >= 1, f"--length={config.length} must be at least 1")
     check(not Path(config.out).exists(), f"{config.out} exists; it is not overwritten")
+    check(Path(config.text).is_file(), f"no file {config.text}")
     text, k, out = read_text(config.text), config.order, Path(config.out)
     check(len(text) > k, f"{config.text} has {len(text)} characters, too few for --order={k}")
     first, first_and_next = entropy(count_grams(text, k)) if k else 0.0, entropy(count_grams(text, k + 1))

@@ -166,3 +166,10 @@ def test_markov_refuses_what_makes_no_chain(tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         markov.main([f"{tmp_path}/in.txt", f"--out={tmp_path}/out.txt", *flags])
     assert not (tmp_path / "out.txt").exists()
+    with pytest.raises(UserError, match="no file .*nowhere.txt"):
+        markov.main([f"{tmp_path}/nowhere.txt", f"--out={tmp_path}/out.txt"])
+    (tmp_path / "out.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="out.txt exists; it is not overwritten"):
+        markov.main([f"{tmp_path}/in.txt", f"--out={tmp_path}/out.txt"])
+    with pytest.raises(UserError, match="cannot write --out="):
+        markov.main([f"{tmp_path}/in.txt", f"--out={tmp_path}/in.txt/x.txt"])
