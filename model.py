@@ -303,7 +303,7 @@ class Transformer(nn.Module):
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys_values = []
         for block in self.encoder or self.blocks:
-            x, cached = self.run_block(block, x, rotary, mask, is_causal)                     # (B, S, C)
+            x, cached = self.run_block(block, x, rotary, mask, is_causal)               # (B, S, C)
             keys_values.append(cached)
         if self.encoder is None:
             return Context(*map(list, zip(*keys_values)), pad_mask)
@@ -335,7 +335,7 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.blocks):
             past = None if context.keys[i] is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, (k, v) = self.run_block(block, x, rotary, mask, is_causal, past, cross)         # (B, T, C)
+            x, (k, v) = self.run_block(block, x, rotary, mask, is_causal, past, cross)  # (B, T, C)
             if extend:
                 context.keys[i], context.values[i] = k, v
         if extend:
