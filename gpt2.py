@@ -22,7 +22,7 @@ from autoregressive import Autoregressive
 from config import UserError, check, parse, run
 from data import originals
 from data.tokenizer import load_tokenizer
-from model import Transformer
+from model import Transformer, joined
 
 WEIGHTS = "model.safetensors"
 # Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors. The sums are those that several public
@@ -57,8 +57,7 @@ class GPT2Block(nn.Module):
         """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_head, self.head_dim))  # (B, T, 3, H, D)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))                             # 3 x (B, H, T, D)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
+        k, v = joined(past, k, v)                                                        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         x = x + self.dropout(self.attention_out(a.transpose(1, 2).flatten(2)))           # (B, T, C)
         h = F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh")                    # (B, T, 4C)
@@ -82,21 +81,31 @@ class GPT2(Transformer):
 
     def place(self, x, start, pad_mask):
         """Return x (B, T, C), which begins at column `start` of the canvas, with positions added. UserError beyond the last."""
-        end, n_positions = start + x.size(1), self.shape["n_positions"]
-        check(end <= n_positions, f"{end} columns of inputs and targets, but this model has {n_positions} positions")
-        columns = torch.arange(start, end, device=x.device)                              # (T,)
+        if isinstance(start, int):  # in a cache it is a tensor, and make_room() has looked
+            self.check_columns(start + x.size(1))
+        columns = start + torch.arange(x.size(1), device=x.device)                       # (T,)
         if pad_mask is not None:  # clamp: what stands at padded columns is seen by nobody
             columns = (columns - pad_mask.sum(dim=1, keepdim=True)).clamp(min=0)         # (B, T)
         return self.dropout(x + self.positions(columns))                                 # (B, T, C)
 
+    def check_columns(self, n):
+        n_positions = self.shape["n_positions"]
+        check(n <= n_positions, f"{n} columns of inputs and targets, but this model has {n_positions} positions")
+
+    def make_room(self, context, y):
+        super().make_room(context, y)
+        self.check_columns(context.n_inputs + context.n_targets + y.size(1))
+
     def embed(self, inputs, pad_mask):
         return self.place(self.embedding(inputs), 0, pad_mask)
 
-    def embed_targets(self, y, context):
+    def embed_targets(self, y, context, start=0):
         if y.is_floating_point():  # vectors come at the scale of token rows, or they would drown the positions
             x = F.rms_norm(y, y.shape[-1:]) * self.embedding.weight.detach().square().mean().sqrt()
         else:
             x = self.embedding(y)                                                        # (B, T, C)
+        if context.place is not None:
+            return self.place(x, context.place, context.pad_mask)
         n_inputs = 0 if context.inputs is None else context.inputs.size(1)  # full: they are in the same pass
         return self.place(x, n_inputs if context.keys[0] is None else context.keys[0].size(2), context.pad_mask)
 

@@ -73,10 +73,12 @@ def flops(shape, n_tokens, logits=True):
 @dataclass
 class Context:
     """What decode() needs to know of the inputs: keys and values (B, H, S, D) per layer, and those that extend=True adds."""
-    keys: list  # n_layer x (B, H, S, D) for self-attention; None in an encoder-decoder, or where S = 0
+    keys: list  # n_layer x (B, H, S, D) for self-attention, with room behind them once extended; None: no inputs there
     values: list  # n_layer x (B, H, S, D)
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding, which keeps attention free of masks
     n_targets: int = 0  # target columns in the cache: above 0 once AR decoding has extended it
+    n_inputs: int = 0  # columns of keys and values that inputs take, once the cache was extended
+    place: torch.Tensor | None = None  # (1,) then: n_inputs + n_targets; were it a number, each would be compiled anew
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
     cross: list | None = None  # encoder-decoder: n_layer x (keys, values) of the encoder's output
 
@@ -85,36 +87,52 @@ class Context:
         rows = lambda x: None if x is None else x.repeat_interleave(n, dim=0)
         cross = None if self.cross is None else [(rows(k), rows(v)) for k, v in self.cross]
         return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values],
-                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
+                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross,
+                       place=None if self.place is None else self.place.clone())
 
 
-def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
+def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None):
     """Return (mask, is_causal) for scaled_dot_product_attention; the queries are the last n_query of the n_key positions.
 
-    ahead: so many positions to its right a causal query sees too.
+    ahead: so many positions to its right a causal query sees too. place (1,): where the first query stands instead, with empty
+    room behind the last, which nobody sees.
 
     The mask is bool, True = may be seen, or None where SDPA needs none, which is what keeps its fastest kernels. A causal
     block of queries behind a context needs the lower-right alignment; SDPA's own is_causal aligns to the upper left.
     A query always sees itself: a row that is masked as a whole would be NaN.
     """
-    if pad_mask is None and (not causal or n_query == 1):
+    if place is None and pad_mask is None and (not causal or n_query == 1):
         return None, False
-    if pad_mask is None and n_query == n_key and not ahead:
+    if place is None and pad_mask is None and n_query == n_key and not ahead:
         return None, True
-    mask = torch.ones(n_query, n_key, dtype=torch.bool, device=device)  # (T, L)
-    if causal:
-        mask = mask.tril(diagonal=n_key - n_query + ahead)
+    first = n_key - n_query if place is None else place
+    columns = torch.arange(n_key, device=device)                                         # (L,)
+    rows = (first + torch.arange(n_query, device=device))[:, None]                       # (T, 1): the column of each query
+    mask = columns <= (rows + ahead if causal else first + n_query - 1)                  # (T, L), or (1, L) for all queries
     if pad_mask is not None:
-        self_mask = torch.eye(n_key, dtype=torch.bool, device=device)[-n_query:]
         seen = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)  # (B, L): targets are never masked
-        mask = (mask & seen[:, None, None, :]) | self_mask  # (B, 1, T, L)
-    return mask, False
+        mask = (mask & seen[:, None, None, :]) | (columns == rows)                       # (B, 1, T, L)
+    return mask.expand(*mask.shape[:-2], n_query, n_key), False
+
+
+def joined(past, k, v):
+    """Return keys and values (B, H, L, D), those of `past` first: (keys, values, place), place None or where in them k, v go.
+
+    With a place all of `past` is returned, with the room behind k and v; k and v are written into it.
+    """
+    if past is None:
+        return k, v
+    keys, values, place = past
+    if place is None:
+        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
+    places = place + torch.arange(k.size(2), device=k.device)                            # (T,)
+    return keys.index_copy_(2, places, k.type_as(keys)), values.index_copy_(2, places, v.type_as(values))
 
 
 def waves(start, n, dim, device, base=10000.0):
     """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1 at wavelengths of 2 pi to 2 pi base."""
     frequencies = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
-    angles = torch.arange(start, start + n, device=device, dtype=torch.float32)[:, None] * frequencies
+    angles = (start + torch.arange(n, device=device, dtype=torch.float32))[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
@@ -202,8 +220,7 @@ class Block(nn.Module):
         qk, v = qkv.split((2, 1), dim=2)
         qk = rotate(rms_norm(qk), *rotary)                                               # QK-norm: scores stay bounded
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
-        if past is not None:
-            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
+        k, v = joined(past, k, v)                                                        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
@@ -274,14 +291,14 @@ class Transformer(nn.Module):
         """Return (B, S, C) for input tokens (B, S); here neither padding nor place matters: rotary angles tell distances."""
         return self.dropout(rms_norm(self.embedding(inputs)))
 
-    def embed_targets(self, y, context):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, that stand behind the cached targets.
+    def embed_targets(self, y, context, start=0):
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, behind `start` targets, int or (1,).
 
         Rotary angles tell distances only, from what can be recognised. Targets that are all MASK, or all noise, cannot: each is
         also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
         """
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
-        places = torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1)  # (T, C)
+        places = torch.cat(waves(start, y.size(1), x.size(-1), y.device), dim=-1)        # (T, C)
         return self.dropout(x + places.to(self.embedding.weight.dtype))
 
     def rotary(self, start, n):
@@ -319,27 +336,48 @@ class Transformer(nn.Module):
 
         extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
-        return self.logits(self.states(y, context, attention, extend))
+        if extend or context.place is not None:
+            self.make_room(context, y)
+        x = self.states(y, context, attention)
+        if extend:
+            context.n_targets += y.size(1)
+            context.place += y.size(1)
+        return self.logits(x)
 
-    def states(self, y, context, attention, extend=False):
+    def make_room(self, context, y):
+        """Let the context's cache hold the keys and values of y (B, T) too. Its size doubles when it is full: few shapes."""
+        old, (n_head, width) = context.keys[0], (self.shape["n_head"], self.shape["width"])
+        n_old = 0 if old is None else old.size(2)
+        if context.place is None:
+            context.place = torch.tensor([n_old], device=y.device)
+            context.n_inputs = n_old
+        used = context.n_inputs + context.n_targets
+        if used + y.size(1) <= n_old:
+            return
+        size = max(2 * n_old, used + y.size(1), 64)
+        for cache in (context.keys, context.values):
+            for i, old in enumerate(cache):
+                like = self.embedding.weight if old is None else old
+                cache[i] = like.new_zeros(len(y), n_head, size, width // n_head)
+                if old is not None:
+                    cache[i][:, :, :used] = old[:, :, :used]
+
+    def states(self, y, context, attention):
         """Return what decode() makes its logits of: the residual stream (B, T, C) behind the last block."""
         ahead = attention if isinstance(attention, int) else 0
         one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
         if context.inputs is not None:
             return self._states_full(y, context, attention)
-        T, start = y.size(1), context.n_targets
-        n_key = T + (0 if context.keys[0] is None else context.keys[0].size(2))
-        x, rotary = self.embed_targets(y, context), self.rotary(start, T)               # (B, T, C)
+        T, place = y.size(1), context.place
+        n_key = (0 if context.keys[0] is None else context.keys[0].size(2)) + (T if place is None else 0)
+        start = 0 if place is None else place - context.n_inputs  # of y among the targets
+        x, rotary = self.embed_targets(y, context, start), self.rotary(start, T)        # (B, T, C)
         pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
-        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
+        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead, place)
         for i, block in enumerate(self.blocks):
-            past = None if context.keys[i] is None else (context.keys[i], context.values[i])
+            past = None if context.keys[i] is None else (context.keys[i], context.values[i], place)
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, (k, v) = self.run_block(block, x, rotary, mask, is_causal, past, cross)  # (B, T, C)
-            if extend:
-                context.keys[i], context.values[i] = k, v
-        if extend:
-            context.n_targets += T
+            x, _ = self.run_block(block, x, rotary, mask, is_causal, past, cross)       # (B, T, C)
         return x
 
     def _states_full(self, y, context, attention):
