@@ -249,7 +249,7 @@ class NoisyVectors(nn.Module):
 class Transformer(nn.Module):
     """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
 
-    gpt2.py's flavour overrides Block, init_weights, embed, embed_targets, rotary and logits, and nothing else.
+    gpt2.py's flavour overrides Block, init_weights, embed, embed_targets, make_room, rotary and logits, and nothing else.
     """
     Block = Block
 
