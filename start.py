@@ -62,7 +62,8 @@ def pick_device(name):
 def keep_freed_memory():
     """Let the C library keep what a step frees for the next one, as PyTorch does on a GPU.
 
-    By default glibc returns large tensors to the system, which hands them out again page by page, cleared: 12 to 16 % of a small step.
+    By default glibc returns large tensors to the system, which hands them out again page by page, cleared: an eighth of a small
+    training step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt:
