@@ -6,9 +6,13 @@
 It calls the project's scripts one after the other and prints each command, so that every line can be run, and changed, by hand.
 """
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,11 +46,35 @@ class Config:
 METRIC = {"code": "pass@1", "translate": "bleu", "qa": "f1"}
 
 
-def step(script, *words):
-    """Print a command as one would type it, and run it in this process."""
+def show(script, *words):
+    """Print a command as one would type it."""
     name = script.__name__.replace("data.", "data/")
     print(f"\n$ python {name}.py " + " ".join(shlex.quote(word) for word in words), flush=True)
+
+
+def step(script, *words):
+    """Show a command and run it in this process."""
+    show(script, *words)
     return script.main(list(words))
+
+
+def side_by_side(*jobs):
+    """Run training commands (script, *words, --out_dir=...) at the same time, each on its share of the cores: small models keep
+    two cores busier so. Before every line of a run stands the name of its out_dir. UserError where one failed."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // len(jobs)))}
+
+    def train(job):
+        script, *words = job
+        with subprocess.Popen([sys.executable, "-u", script.__file__, *words], env=environment, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, encoding="utf-8") as process:
+            for line in process.stdout:
+                print(f"{Path(words[-1]).name:22s} {line}", end="", flush=True)
+        return process.returncode
+    for job in jobs:
+        show(*job)
+    print()
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        check(not any(pool.map(train, jobs)), "a run failed; its last line above says why")
 
 
 def training_flops(checkpoints):
@@ -106,18 +134,17 @@ def main(argv=None):
     n = config.pretrain_steps // 10
 
     print(f"\n== Stage 1: pretraining on text, {config.pretrain_steps} steps")
-    step(train_ar, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/ar")
-    step(train_diff, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/diffusion")
+    side_by_side((train_ar, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/ar"),
+                 (train_diff, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/diffusion"))
     print(f"\n== Stage 2: the AR weights become a diffusion model, as they are (AR2Diff_0) and {n} steps on (AR2Diff_{n})")
     step(ar2diff, f"{out}/ar", f"{out}/ar2diff_0")
     step(train_diff, *text, f"--steps={n}", "--warmup=5", f"--init_from={out}/ar2diff_0", f"--out_dir={out}/ar2diff_{n}")
     print(f"\n== Stage 3: fine-tuning on {task}, {config.finetune_steps} steps each")
     lineage = {"AR": ["ar"], "Diffusion from scratch": ["diffusion"], "AR2Diff_0": ["ar", "ar2diff_0"],
                f"AR2Diff_{n}": ["ar", f"ar2diff_{n}"]}
-    for names in lineage.values():
-        script = train_ar if names[-1] == "ar" else train_diff
-        step(script, f"--data={task}", f"--lr={config.finetune_lr}", *shared, f"--steps={config.finetune_steps}",
-             f"--init_from={out}/{names[-1]}", f"--out_dir={out}/{names[-1]}_{task}")
+    side_by_side(*((train_ar if name == "ar" else train_diff, f"--data={task}", f"--lr={config.finetune_lr}", *shared,
+                    f"--steps={config.finetune_steps}", f"--init_from={out}/{name}", f"--out_dir={out}/{name}_{task}")
+                   for *_, name in lineage.values()))
 
     print("\n== Evaluation")
     rows = []
