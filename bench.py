@@ -16,6 +16,7 @@ import copy
 import itertools
 import json
 import os
+import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -140,13 +141,21 @@ def copy_rate(device):
 
 
 def peak_memory(function, kept, device):
-    """Return the GPU memory that a function needs at its peak: bytes kept since its first call, and those of now; else nan."""
-    if device.type != "cuda":
-        return float("nan")
-    before = torch.cuda.memory_allocated(device)  # of all models
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    return torch.cuda.max_memory_allocated(device) - before + kept
+    """Return the bytes that a function needs at its peak: those kept since its first call, and those that it allocates now."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)  # of all models
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before + kept
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says on stderr when it starts and stops
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    changes = [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]  # below 0: freed
+    return kept + max(itertools.accumulate(changes))
 
 
 def allow_tf32(yes, device):
@@ -309,25 +318,30 @@ def bench_growth(config, device):
         allow_tf32(axis != "n_samples", device)
         ways = {size: grown(axis, size, larger, dtype, device) for size, larger in configs.items()}
         times = take_turns({size: function for size, (function, *_) in ways.items()}, config.rounds, device)
-        rows = [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work,
+        rows = [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work, kept=kept,
                      memory=peak_memory(function, kept, device)) for size, (function, work, kept) in ways.items()]
+        first = rows[0]
         for row in rows:
-            yield row | dict(exponent=slope(rows, "seconds"), expected=slope(rows, "flops"))
+            row["proportional"] = row["kept"] + (first["memory"] - first["kept"]) * row["size"] / first["size"]
+        for row in rows:
+            yield row | dict(exponent=slope(rows, "seconds"), expected=slope(rows, "flops"),
+                             memory_exponent=slope(rows, "memory"), memory_expected=slope(rows, "proportional"))
 
 
 # ---- the tables ----
 
 TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
-            f"{'FLOPs':>7s}{'MFU':>6s}{'GB':>7s}")
+            f"{'FLOPs':>7s}{'MFU':>6s}{'MB':>8s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
             f"{'GFLOP':>9s}{'MB':>9s}{'floor ms':>10s}")
-GROWTH = f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'GB':>7s}{'exponent':>10s}{'expected':>10s}"
+GROWTH = (f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'exponent':>10s}{'expected':>10s}{'MB':>9s}"
+          f"{'exponent':>10s}{'expected':>10s}")
 
 
 def training_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{1e3 * r['seconds']:9.1f}"
             f"{r['tokens_per_second']:10,.0f}{r['ratio']:13.2f}{r['low']:8.2f}{r['high']:6.2f}{r['ar']:7.2f}"
-            f"{r['arithmetic']:7.2f}{100 * r['mfu']:5.0f}%{r['memory'] / 1e9:7.2f}")
+            f"{r['arithmetic']:7.2f}{100 * r['mfu']:5.0f}%{r['memory'] / 1e6:8.0f}")
 
 
 def decoding_line(r):
@@ -338,7 +352,8 @@ def decoding_line(r):
 
 def growth_line(r):
     return (f"{r['axis']:12s}{r['dtype']:10s}{r['size']:6d}{1e3 * r['seconds']:11.1f}{r['flops'] / 1e9:11.2f}"
-            f"{r['memory'] / 1e9:7.2f}{r['exponent']:10.2f}{r['expected']:10.2f}")
+            f"{r['exponent']:10.2f}{r['expected']:10.2f}{r['memory'] / 1e6:9.1f}{r['memory_exponent']:10.2f}"
+            f"{r['memory_expected']:10.2f}")
 
 
 def show(title, heading, line, rows):
@@ -380,7 +395,8 @@ def main(argv=None):
         found["growth"] = show(
             f"From {tokens} at {config.size}: uniform (SUNDAE) training steps{', compiled' * config.compiled}, against batch, "
             f"length (inputs = targets)\nand width (heads stay as wide); 10-step decoding against n_samples. exponent: the "
-            f"least-squares slope of log ms on log size;\nexpected: that of log FLOPs, those of the weights and of attention",
+            f"least-squares slope of log ms on log size;\nexpected: that of log FLOPs, those of the weights and of attention. "
+            f"Of the MB, what is neither weights nor moments\nis expected to grow in proportion to the size",
             GROWTH, growth_line, bench_growth(config, device))
     else:
         found["training"] = show(f"Training step, {tokens}", TRAINING, training_line, bench_training(config, device))

@@ -129,6 +129,7 @@ def test_the_flops_of_growth_are_those_that_pytorch_counts(monkeypatch):
 def growth_rows(monkeypatch, seconds, *flags):
     """Return {axis: (exponent, expected)} where a step of size n takes seconds(n)."""
     monkeypatch.setattr(bench, "take_turns", lambda functions, *args: {size: [seconds(size)] for size in functions})
+    monkeypatch.setattr(bench, "peak_memory", lambda function, kept, device: kept + 1)
     rows = bench.bench_growth(bench.parse(bench.Config, [*TINY, *flags]), CPU)
     return {r["axis"]: (r["exponent"], r["expected"]) for r in rows}
 
@@ -144,6 +145,26 @@ def test_expected_exponents_are_those_of_the_arithmetic(monkeypatch):
     assert 1.95 < few_words["width"][1] < 2
     long_texts = growth_rows(monkeypatch, float, "--vocab_size=4", "--input_len=4096", "--target_len=4096")
     assert 1.9 < long_texts["length"][1] < 2, "attention grows as the square of the length"
+
+
+def test_peak_memory_counts_what_is_kept_and_the_most_that_is_there_at_once():
+    def function():
+        for _ in range(2):
+            a = torch.ones(1 << 18)  # 1 MB
+            b = a + 1
+            del a, b
+    assert bench.peak_memory(function, 1000, CPU) - 1000 == pytest.approx(2 << 20, abs=1 << 12)
+
+
+def test_memory_of_a_training_step_is_expected_to_grow_with_the_batch_beside_what_is_kept(monkeypatch):
+    monkeypatch.setattr(bench, "take_turns", lambda functions, *args: {size: [1.0] for size in functions})
+    config = bench.parse(bench.Config, [*TINY, "--batch_size=64"])
+    rows = {(r["axis"], r["size"]): r for r in bench.bench_growth(config, CPU)}
+    step, kept = rows["batch", 64], rows["batch", 64]["kept"]
+    assert kept == 3 * 4 * (64 * 16 + 12 * 16 * 16), "float32 weights and two moments"
+    assert step["proportional"] == step["memory"] > kept
+    assert rows["batch", 512]["proportional"] == kept + 8 * (step["memory"] - kept)
+    assert step["memory_exponent"] == pytest.approx(step["memory_expected"], abs=0.1)
 
 
 @pytest.mark.parametrize("flags, message", [
