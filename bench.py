@@ -10,7 +10,7 @@ same round), with the quartiles. Seconds depend on what else the machine does; r
 plain GPT-2 (below), eager and in the first dtype; that of decoding is this repository's AR decoder with its cache, compiled
 where the others are. AR without a cache is timed eager, up to 1 TFLOP. A floor is the larger of FLOPs / matmul peak and bytes
 of weights / copy rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay
-in a cache of the processor are read faster than that.
+in a cache of the processor are read faster than that. MB: the most that a step has allocated at once, with weights and moments.
 """
 import copy
 import itertools
