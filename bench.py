@@ -51,7 +51,7 @@ class Config:
     n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
     decode_batch: str = "1"  # inputs decoded at once
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # everything also by torch.compile: static shapes, but for AR's growing cache
+    compiled: bool = False  # everything also by torch.compile: static shapes, but for AR with its cache
     growth: bool = False  # measure only how time and memory grow with batch, length, n_samples and width
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"

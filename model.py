@@ -75,7 +75,7 @@ class Context:
     """What decode() needs to know of the inputs: keys and values (B, H, S, D) per layer, and those that extend=True adds."""
     keys: list  # n_layer x (B, H, S, D) for self-attention, with room behind them once extended; None: no inputs there
     values: list  # n_layer x (B, H, S, D)
-    pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding, which keeps attention free of masks
+    pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding
     n_targets: int = 0  # target columns in the cache: above 0 once AR decoding has extended it
     n_inputs: int = 0  # columns of keys and values that inputs take, once the cache was extended
     place: torch.Tensor | None = None  # (1,) then: n_inputs + n_targets; were it a number, each would be compiled anew
@@ -108,7 +108,8 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None
     first = n_key - n_query if place is None else place
     columns = torch.arange(n_key, device=device)                                         # (L,)
     rows = (first + torch.arange(n_query, device=device))[:, None]                       # (T, 1): the column of each query
-    mask = columns <= (rows + ahead if causal else first + n_query - 1)                  # (T, L), or (1, L) for all queries
+    last = first + n_query - 1
+    mask = columns <= ((rows + ahead).clamp(max=last) if causal else last)               # (T, L), or (L,) for all queries
     if pad_mask is not None:
         seen = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)  # (B, L): targets are never masked
         mask = (mask & seen[:, None, None, :]) | (columns == rows)                       # (B, 1, T, L)
@@ -118,7 +119,7 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None
 def joined(past, k, v):
     """Return keys and values (B, H, L, D), those of `past` first: (keys, values, place), place None or where in them k, v go.
 
-    With a place all of `past` is returned, with the room behind k and v; k and v are written into it.
+    With a place all of `past` is returned, with the room behind k and v; they are written into it, which no gradient survives.
     """
     if past is None:
         return k, v
@@ -346,6 +347,7 @@ class Transformer(nn.Module):
 
     def make_room(self, context, y):
         """Let the context's cache hold the keys and values of y (B, T) too. Its size doubles when it is full: few shapes."""
+        check(context.inputs is None, "inputs attention 'full' needs bidirectional targets, all at once: nothing can be cached")
         old, (n_head, width) = context.keys[0], (self.shape["n_head"], self.shape["width"])
         n_old = 0 if old is None else old.size(2)
         if context.place is None:

@@ -294,6 +294,19 @@ def test_steps_with_a_cache_are_compiled_once_a_size_and_no_step_is_compiled_of_
     assert counter.frame_count == 2 and context.keys[0].size(2) == 128
 
 
+def test_a_query_that_sees_ahead_sees_none_of_the_empty_room_behind_the_last():
+    mask, _ = attention_mask(3, 8, True, None, "cpu", ahead=2, place=torch.tensor([3]))
+    assert mask.int().tolist() == [[1, 1, 1, 1, 1, 1, 0, 0]] * 3
+
+
+def test_full_inputs_have_no_cache_and_say_so_before_anything_changes():
+    model = tiny_model()
+    context = model.encode(tokens(3, S), None, "full")
+    with pytest.raises(UserError, match="nothing can be cached"):
+        model.decode(tokens(3, 2), context, "bidirectional", extend=True)
+    assert context.place is None and context.n_targets == 0
+
+
 @each_architecture
 def test_decoding_leaves_the_context_as_it_was_unless_told_to_extend_it(architecture):
     model, y = tiny_model(architecture), tokens(3, T, seed=1)
