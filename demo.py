@@ -3,7 +3,8 @@
     python demo.py                     # translation; `make demo` runs this
     python demo.py --task=code         # or qa
 
-It calls the project's scripts one after the other and prints each command, so that every line can be run, and changed, by hand.
+It calls the project's scripts and prints each command, so that every line can be run, and changed, by hand. Models that do not
+depend on each other are trained at the same time.
 """
 import json
 import os
