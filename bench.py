@@ -3,7 +3,6 @@
     python bench.py                                                          # a laptop, some minutes
     python bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
     python bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
-    python bench.py --growth --batch_size=1 --rounds=3           # only: cost against batch, length, n_samples and width
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
 same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
@@ -18,11 +17,10 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from math import log
 from pathlib import Path
-from statistics import linear_regression, median, quantiles
+from statistics import median, quantiles
 
 import torch
 import torch.nn as nn
@@ -34,6 +32,7 @@ from data.dataset import Batch
 from diffusion import Absorbing, Uniform
 from model import Transformer, flops, shape_of
 from noise import Noise
+from parallel import compile_model
 from start import out_of_memory, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,21 +40,24 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense 
 
 
 @dataclass
-class Config:
+class Setup:
     size: str = "4x128x4"  # LAYERSxWIDTHxHEADS or a name, see model.py
     vocab_size: int = 4096
     input_len: int = 128  # of training and decoding
     target_len: int = 128  # of training
     batch_size: int = 8  # sequences of a training step
-    lengths: str = "128,512"  # target tokens to decode
-    n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
-    decode_batch: str = "1"  # inputs decoded at once
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # everything also by torch.compile: static shapes, but for AR with its cache
-    growth: bool = False  # measure only how time and memory grow with batch, length, n_samples and width
+    compiled: bool = False  # everything also by torch.compile, for static shapes
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
     out: str | None = None  # JSON file for all numbers
+
+
+@dataclass
+class Config(Setup):
+    lengths: str = "128,512"  # target tokens to decode
+    n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
+    decode_batch: str = "1"  # inputs decoded at once
 
 
 class PlainBlock(nn.Module):
@@ -164,6 +166,10 @@ def allow_tf32(yes, device):
         torch.set_float32_matmul_precision("high" if yes else "highest")
 
 
+def name_of(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+
+
 def size_of(module):
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
@@ -189,9 +195,10 @@ def training_step(kind, config, device, dtype, compiled):
     work = 3 * B * (encodings * flops(model.shape, S, logits=False) + passes * flops(model.shape, T))
     model = (PlainGPT(V, *shape, T) if kind == "plain GPT" else model).to(device)
     if compiled:
-        torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
-        for name in ("forward",) if kind == "plain GPT" else ("encode", "states", "logits"):
-            setattr(model, name, torch.compile(getattr(model, name), dynamic=False))
+        if kind == "plain GPT":
+            model.compile(dynamic=False)
+        else:
+            compile_model(model, dynamic=False)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
@@ -234,11 +241,10 @@ def decode_uncached(process, model, batch):
     return tokens
 
 
-def compiled_decoder(model, dynamic):
-    """Return a model of the same weights whose parts are compiled, for shapes that change or that stay."""
+def compiled_twin(model):
+    """Return a model of the same weights whose parts are compiled."""
     twin = copy.copy(model)
-    for name in ("encode", "states", "logits"):
-        setattr(twin, name, torch.compile(getattr(model, name), dynamic=dynamic))
+    compile_model(twin, dynamic=False)
     return twin
 
 
@@ -247,13 +253,13 @@ def decoders(config, model, B, T, several, compiled=False):
 
     several: (n_steps, n_samples, inputs_attention) of each way by diffusion.
     """
-    growing, model = (compiled_decoder(model, True), compiled_decoder(model, False)) if compiled else (model, model)
+    model = compiled_twin(model) if compiled else model
     S, V, device = config.input_len, config.vocab_size, model.embedding.weight.device
     batch = Batch(torch.randint(V, (B, S), device=device), None, torch.zeros(B, T, dtype=torch.long, device=device))
     noise, ar = Noise(0, "decode", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
     weights, backbone = size_of(model), size_of(model) - size_of(model.embedding)  # encode() reads the backbone
     passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
-    found = {"AR": (lambda: list(ar.decode(growing, batch, noise)), passed(S, T), T * weights + backbone)}
+    found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights + backbone)}
     work = passed(T * S + T * (T - 1) / 2, T)
     if work < 1e12 and not compiled:  # else it takes minutes
         found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work, T * (weights + backbone))
@@ -284,60 +290,12 @@ def bench_decoding(config, device, peaks, bytes_per_second):
                            low=low, high=high, flops=work, bytes=read, floor=max(work / peaks[dtype], read / bytes_per_second))
 
 
-# ---- growth ----
-
-def axes(config):
-    """Return {axis: {size: config}}: the batch, length and width of the config, and one sample, times 1, 2, 4 and 8."""
-    (n_layer, C, H), B, T, times = shape_of(config.size), config.batch_size, config.target_len, (1, 2, 4, 8)
-    return {"batch": {B * k: replace(config, batch_size=B * k) for k in times},
-            "length": {T * k: replace(config, input_len=T * k, target_len=T * k) for k in times},
-            "n_samples": {k: config for k in times},
-            "width": {C * k: replace(config, size=f"{n_layer}x{C * k}x{H * k}") for k in times}}
-
-
-def grown(axis, size, config, dtype, device):
-    """Return (function, FLOPs of weights and attention, bytes kept) of a training step or, for n_samples, of decoding."""
-    (n_layer, C, _), B, S, T = shape_of(config.size), config.batch_size, config.input_len, config.target_len
-    attention = lambda passes: 4 * n_layer * C * B * (S * S + passes * T * (S + T))  # scores, and sums of values
-    if axis != "n_samples":
-        step, work, kept = training_step("uniform (SUNDAE)", config, device, dtype, config.compiled)
-        return step, work + 3 * attention(2), kept
-    model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
-    decode, work, _ = list(decoders(config, model, B, T, [(10, size, "bidirectional")]).values())[-1]
-    return decode, work + attention(10 * size), size_of(model)
-
-
-def slope(rows, key):
-    """Return the exponent of the power law size -> row[key] that fits best: the least-squares slope of log on log."""
-    return linear_regression([log(row["size"]) for row in rows], [log(row[key]) for row in rows]).slope
-
-
-def bench_growth(config, device):
-    """Yield rows, one for each size along each axis; the exponents in them are those of the axis."""
-    for dtype, (axis, configs) in itertools.product(config.dtypes.split(","), axes(config).items()):
-        allow_tf32(axis != "n_samples", device)
-        ways = {size: grown(axis, size, larger, dtype, device) for size, larger in configs.items()}
-        times = take_turns({size: function for size, (function, *_) in ways.items()}, config.rounds, device)
-        rows = [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work, kept=kept,
-                     memory=peak_memory(function, kept, device)) for size, (function, work, kept) in ways.items()]
-        first = rows[0]
-        for row in rows:
-            row["proportional"] = row["kept"] + (first["memory"] - first["kept"]) * row["size"] / first["size"]
-        for row in rows:
-            yield row | dict(exponent=slope(rows, "seconds"), expected=slope(rows, "flops"),
-                             memory_exponent=slope(rows, "memory"), memory_expected=slope(rows, "proportional"))
-
-
 # ---- the tables ----
 
 TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
             f"{'FLOPs':>7s}{'MFU':>6s}{'MB':>8s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
             f"{'GFLOP':>9s}{'MB':>9s}{'floor ms':>10s}")
-GROWTH = (f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'exponent':>10s}{'expected':>10s}{'MB':>9s}"
-          f"{'exponent':>10s}{'expected':>10s}")
-
-
 def training_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{1e3 * r['seconds']:9.1f}"
             f"{r['tokens_per_second']:10,.0f}{r['ratio']:13.2f}{r['low']:8.2f}{r['high']:6.2f}{r['ar']:7.2f}"
@@ -350,12 +308,6 @@ def decoding_line(r):
             f"{r['bytes'] / 1e6:9.1f}{1e3 * r['floor']:10.2f}")
 
 
-def growth_line(r):
-    return (f"{r['axis']:12s}{r['dtype']:10s}{r['size']:6d}{1e3 * r['seconds']:11.1f}{r['flops'] / 1e9:11.2f}"
-            f"{r['exponent']:10.2f}{r['expected']:10.2f}{r['memory'] / 1e6:9.1f}{r['memory_exponent']:10.2f}"
-            f"{r['memory_expected']:10.2f}")
-
-
 def show(title, heading, line, rows):
     """Print a table while its rows are measured; return them."""
     print(f"\n{title}\n{heading}", flush=True)
@@ -366,17 +318,12 @@ def show(title, heading, line, rows):
     return shown
 
 
-@out_of_memory("--batch_size", "--lengths")
-def main(argv=None):
-    config = parse(Config, argv)
+def begin(config):
+    """Check the flags of a Setup; return the device. Raises UserError."""
     device = pick_device(config.device)
-    device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
     for name in ("input_len", "target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    for name in ("lengths", "n_steps", "decode_batch"):
-        check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
-              f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
     for dtype in config.dtypes.split(","):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
@@ -385,26 +332,33 @@ def main(argv=None):
         Path(config.out or os.devnull).touch()  # found out now, not after minutes
     except OSError as error:
         raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
-    peaks, bandwidth = peaks_of(config, device, tf32=False), copy_rate(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    if config.compiled:
+        torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
+    return torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
+
+
+def finish(config, **found):
+    """Write what was found, with what it takes to find it again, where --out says so."""
+    if config.out:
+        facts = dict(config=asdict(config), torch=torch.__version__) | found
+        Path(config.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+@out_of_memory("--batch_size", "--lengths")
+def main(argv=None):
+    config = parse(Config, argv)
+    for name in ("lengths", "n_steps", "decode_batch"):
+        check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
+              f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
+    device = begin(config)
+    peaks, bandwidth, name = peaks_of(config, device, tf32=False), copy_rate(device), name_of(device)
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
-    tokens = f"{config.batch_size} x ({config.input_len} + {config.target_len}) tokens"
-    found = {}
-    if config.growth:
-        found["growth"] = show(
-            f"From {tokens} at {config.size}: uniform (SUNDAE) training steps{', compiled' * config.compiled}, against batch, "
-            f"length (inputs = targets)\nand width (heads stay as wide); 10-step decoding against n_samples. exponent: the "
-            f"least-squares slope of log ms on log size;\nexpected: that of log FLOPs, those of the weights and of attention. "
-            f"Of the MB, what is neither weights nor moments\nis expected to grow in proportion to the size",
-            GROWTH, growth_line, bench_growth(config, device))
-    else:
-        found["training"] = show(f"Training step, {tokens}", TRAINING, training_line, bench_training(config, device))
-        found["decoding"] = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
-                                 DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
-    if config.out:
-        facts = dict(config=asdict(config), device=name, torch=torch.__version__, peaks=peaks, bytes_per_second=bandwidth)
-        Path(config.out).write_text(json.dumps(facts | found, indent=1) + "\n", encoding="utf-8")
+    training = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
+                    TRAINING, training_line, bench_training(config, device))
+    decoding = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
+                    DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
+    finish(config, device=name, peaks=peaks, bytes_per_second=bandwidth, training=training, decoding=decoding)
 
 
 if __name__ == "__main__":

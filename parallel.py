@@ -22,13 +22,17 @@ class Objective(nn.Module):
         return process.loss(self.model, batch, noise)
 
 
-def compile_model(model, blockwise):
-    """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them."""
+def compile_model(model, blockwise=False, dynamic=None):
+    """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them.
+
+    dynamic: whether shapes may change, as torch.compile has it: None for a second compilation where they do.
+    """
     if blockwise:
         for block in (*(model.encoder or ()), *model.blocks):
-            block.compile()
+            block.compile(dynamic=dynamic)
     else:
-        model.encode, model.states, model.logits = map(torch.compile, (model.encode, model.states, model.logits))
+        for name in ("encode", "states", "logits"):
+            setattr(model, name, torch.compile(getattr(model, name), dynamic=dynamic))
 
 
 def spread(objective, fsdp, world, device, dtype):

@@ -22,8 +22,9 @@ from diffusion import DECODER_OPTIONS
 from distill import write_answers
 from infill import draft_canvas, infill
 from noise import Noise
+from parallel import compile_model
 from speculative import new_speculative
-from start import out_of_memory, pick_device
+from start import choose_compile, out_of_memory, pick_device
 
 
 @dataclass
@@ -43,6 +44,7 @@ class DecodeConfig:
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
+    compile: str = "no"  # no, yes (the first texts wait for the compiler, the others take less time) or auto (on CUDA)
 
 
 @dataclass(kw_only=True)
@@ -84,7 +86,7 @@ class Writer:
 
 def decode_options(config, process):
     """Return the options for process.decode(): the flags that were given, else its defaults. Raises UserError."""
-    names = [field.name for field in fields(DecodeConfig) if field.name not in ("drafter", "seed", "device")]
+    names = [field.name for field in fields(DecodeConfig) if field.name not in ("drafter", "seed", "device", "compile")]
     parameters = inspect.signature(process.decode).parameters
     defaults = {name: parameters[name].default for name in names if name in parameters}
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -118,8 +120,11 @@ def load_writer(path, config, target_len=None):
     longest = checkpoint["target_len"]
     check(target_len is None or target_len <= longest or (process.name == "ar" and checkpoint["input_len"] == 0),
           f"--target_len={target_len} is longer than the canvas the model was trained on, {longest} tokens")
-    return Writer(build_model(checkpoint, device).eval(), process, tokenizer, checkpoint["input_len"], target_len or longest,
-                  device, options)
+    model = build_model(checkpoint, device).eval()
+    if choose_compile(config, device):
+        for network in [model, process.drafter] if config.drafter else [model]:
+            compile_model(network)
+    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options)
 
 
 def prompt_batch(writer, prompt):

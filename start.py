@@ -37,7 +37,6 @@ def check_config(config):
     one_of("schedule", config.schedule, ("cosine", "constant"))
     one_of("too_long", config.too_long, ("error", "drop"))
     one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
-    one_of("compile", config.compile, ("auto", "yes", "no"))
 
 
 def canvas(config):
@@ -81,6 +80,7 @@ def choose_dtype(config, device):
 
 def choose_compile(config, device):
     """Return whether to use torch.compile: as --compile says, by default on CUDA where its compiler works."""
+    one_of("compile", config.compile, ("auto", "yes", "no"))
     if config.compile == "no" or (config.compile == "auto" and device.type != "cuda"):
         return False
     try:

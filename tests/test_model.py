@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoregressive import Autoregressive
 from config import UserError
+from conftest import needs_gpu
 from data.dataset import Batch
 from diffusion import Absorbing, Gaussian, Uniform
 from model import (
@@ -35,7 +36,6 @@ each_pattern = pytest.mark.parametrize("inputs_attention, targets_attention", PA
 EACH = [("decoder-only", *pattern) for pattern in PATTERNS] + [("encoder-decoder", *pattern) for pattern in PATTERNS[:4]]
 each_architecture_and_pattern = pytest.mark.parametrize("architecture, inputs_attention, targets_attention", EACH)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def tiny_model(architecture="decoder-only", seed=0, dropout=0.0, vector_width=0):

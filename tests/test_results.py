@@ -17,6 +17,7 @@ import knobs
 import markov
 import orders
 import table1
+import tradeoff
 
 from config import UserError
 from data.dataset import read_meta
@@ -54,6 +55,19 @@ def test_decoders_measures_every_decoder_at_every_number_of_steps(train, diff_ru
     assert len(rows_of(tmp_path / "x.txt")) == 2 + len(found)
     with pytest.raises(UserError, match="are both uniform models of"):
         decoders.main([f"--models={diff_run.folder},{diff_run.folder}/ckpt.pt", f"--out={tmp_path}/y"])
+
+
+def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run, diff_run, capsys, monkeypatch):
+    monkeypatch.setattr(tradeoff.evaluation, "score", lambda metric, predictions, *args: {metric: (len(predictions), 0.0)})
+    tradeoff.main([str(ar_run.folder), str(diff_run.folder), "--n_examples=3"])
+    title, heading, *rows = capsys.readouterr().out.splitlines()
+    names = ["AR", *tradeoff.WAYS, "AR, diffusion drafts"]
+    assert "3 test examples" in title and [row[:24].strip() for row in rows] == names
+    cells = {name: row[24:].split() for name, row in zip(names, rows)}
+    assert all(c[:2] == ["exact", "3.0"] and float(c[4]) > 0 for c in cells.values())
+    assert cells["AR"][5:] == ["1.00"] * 3 and cells["5 steps"][3] == "5.0"
+    with pytest.raises(UserError, match="is a model of the process 'uniform', not 'ar'"):
+        tradeoff.main([str(diff_run.folder), str(ar_run.folder)])
 
 
 def test_orders_of_a_model_that_knows_the_frequencies_alone_cost_the_same_bits(train, text, tmp_path, capsys):
@@ -122,7 +136,8 @@ def test_figure3_refuses_what_is_no_such_measurement(text, flags, message, tmp_p
     (knobs, ["--percents=1", "--pretrain_steps=50"], "less than one of --pretrain_steps=50"),
     (knobs, ["--task=nowhere"], "no data folder 'nowhere'"), (knobs, ["--out=README.md"], "README.md exists"),
     (table1, ["--tasks=qa,nowhere"], "no data folder 'nowhere'"), (table1, ["--steps=0"], "--steps=0 must be at least 1"),
-    (decoders, ["--models=nowhere"], "nowhere"), (orders, ["nowhere"], "nowhere")])
+    (decoders, ["--models=nowhere"], "nowhere"), (orders, ["nowhere"], "nowhere"),
+    (tradeoff, ["nowhere", "x"], "no checkpoint at nowhere"), (tradeoff, ["x", "y", "--n_examples=0"], "must be at least 1")])
 def test_a_wrong_flag_is_refused_in_one_line(script, flags, message, monkeypatch, task):
     prepared = {"code": (task, {"kind": "task", "metric": "code"}), "qa": (task, {"kind": "task", "metric": "qa"})}
     monkeypatch.setattr("common.find_folder", lambda name: task)  # nothing has to be prepared

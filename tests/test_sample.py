@@ -3,6 +3,7 @@ import io
 import random
 import re
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -137,6 +138,7 @@ def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_
     (["--temperature=-1"], "--temperature=-1.0 must be at least 0"), (["--target_len=0"], "--target_len=0 must be at least 1"),
     (["--seed=-1"], "--seed=-1 must be at least 0"), ([f"--seed={1 << 70}"], "below 2.32"), (["--device=gpu"], "device='gpu'"),
     (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float"),
+    (["--compile=maybe"], "compile='maybe' is not one of auto, yes, no"),
     (["--noise=0.3"], "--noise goes with --draft"), (["--draft=a", "--noise=0"], "--noise=0.0 must be above 0 and at most 1"),
     (["--draft=a", "--noise=1.1"], "--noise=1.1 must be"), (["--draft=a", "--infill=___"], "exclude each other")])
 def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, message):
@@ -168,6 +170,16 @@ def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(
     with pytest.raises(UserError, match=message) as caught:
         say(capsys, run.folder, "--prompt=a", *flags)
     assert "\n" not in str(caught.value)
+
+
+def test_compiled_models_write_the_same_text(ar_run, diff_run, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler
+    for words in ([ar_run.folder], [diff_run.folder, "--temperature=1"], [ar_run.folder, f"--drafter={diff_run.folder}"]):
+        texts = {say(capsys, *words, "--prompt=ab", "--show_steps", f"--compile={which}") for which in ("no", "yes")}
+        assert len(texts) == 1
+    writer = load_writer(ar_run.folder, sample.DecodeConfig(drafter=str(diff_run.folder), compile="yes"))
+    assert all(hasattr(getattr(model, name), "_torchdynamo_orig_callable")
+               for model in (writer.model, writer.process.drafter) for name in ("encode", "states", "logits"))
 
 
 def test_a_wrong_checkpoint_is_refused(capsys, tmp_path):

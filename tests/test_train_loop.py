@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import run_log
 import train_ar
@@ -21,7 +23,7 @@ import train_diff
 import train_loop
 from checkpoint import build_model, load_checkpoint, process_of, save_checkpoint, tokenizer_of
 from config import UserError
-from conftest import FLAGS
+from conftest import FLAGS, needs_gpu
 from data.dataset import open_data
 from noise import Noise
 from parallel import Objective
@@ -182,6 +184,23 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["copies", "shards"])
+def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled(train, task, tmp_path, more):
+    script = tmp_path / "compiled.py"
+    script.write_text("import functools, sys, torch\n"
+                      f"sys.path.insert(0, {str(ROOT)!r})\n"
+                      "torch.compile = functools.partial(torch.compile, backend='aot_eager')  # needs no C++ compiler\n"
+                      "import train_diff\n"
+                      "from config import run\n"
+                      "run(train_diff.main)\n", encoding="utf-8")
+    process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, "--compile=yes", *more)
+    assert process.returncode == 0, process.stderr
+    one = train("diff", tmp_path / "one")
+    two = type(one)(tmp_path / "two")
+    assert close(two.log(), one.log()) and nearly(two.checkpoint()["model"], one.checkpoint()["model"])
+
+
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_all_ranks_within_seconds(task, tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os, sys, time\n"
@@ -205,6 +224,24 @@ def test_shards_need_several_ranks(train, tmp_path):
     with pytest.raises(UserError, match="--fsdp shares a model among several ranks; start them with torchrun"):
         train("ar", tmp_path / "run", "--fsdp")
     assert not (tmp_path / "run").exists()
+
+
+# ---- compilation ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+@pytest.mark.parametrize("device, backend", [("cpu", "eager"),
+                                             pytest.param("cuda", "inductor", marks=[pytest.mark.gpu, needs_gpu])])
+def test_a_run_has_no_graph_breaks_and_compiles_nothing_after_its_first_validation(train, text, tmp_path, monkeypatch, device,
+                                                                                  backend, kind):
+    counter, graphs, rate = CompileCounterWithBackend(backend), [], train_loop.learning_rate
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    monkeypatch.setattr(train_loop, "learning_rate", lambda *args: (graphs.append(counter.frame_count), rate(*args))[1])
+    train(kind, tmp_path / "x", f"--data={text}", "--compile=yes", "--steps=8", "--eval_every=2", "--eval_sequences=8",
+          f"--device={device}")
+    assert graphs[0] == 1 < graphs[1], "the trial of choose_compile, then the first step"
+    assert graphs[3] == graphs[-1] == counter.frame_count
 
 
 # ---- validation ----------------------------------------------------------------------------------------------------------
