@@ -6,10 +6,10 @@
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
 same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
-plain GPT-2 (below), eager and in the first dtype; that of decoding is this repository's AR decoder with its cache, compiled
-where the others are. AR without a cache is timed eager, up to 1 TFLOP. A floor is the larger of FLOPs / matmul peak and bytes
-of weights / copy rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay
-in a cache of the processor are read faster than that. MB: the most that a step has allocated at once, with weights and moments.
+plain GPT-2 (below), that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where the
+others are. AR without a cache is timed eager, up to 1 TFLOP. A floor is the larger of FLOPs / matmul peak and bytes of weights
+/ copy rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay in a cache
+of the processor are read faster than that. MB: the most that a step has allocated at once, with weights and moments.
 """
 import copy
 import itertools
@@ -215,13 +215,13 @@ def training_step(kind, config, device, dtype, compiled):
 def bench_training(config, device):
     """Yield rows, one for each kind of training step in each dtype, eager and compiled."""
     peaks = peaks_of(config, device, tf32=True)
-    modes = list(itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]))
+    modes = itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled])
     steps = {(kind, *mode): training_step(kind, config, device, *mode) for mode in modes for kind in kinds(config.vocab_size)}
     times = take_turns({key: step for key, (step, *_) in steps.items()}, config.rounds, device)
     tokens = config.batch_size * (config.input_len + config.target_len)
     for (kind, *mode), (step, work, kept) in steps.items():
         seconds, (dtype, compiled) = times[kind, *mode], mode
-        middle, low, high = ratio(seconds, times["plain GPT", *modes[0]])
+        middle, low, high = ratio(seconds, times["plain GPT", *mode])
         yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=median(seconds), ratio=middle, low=low, high=high,
                    tokens_per_second=tokens / median(seconds), mfu=work / median(seconds) / peaks[dtype],
                    ar=ratio(seconds, times["AR", *mode])[0], arithmetic=work / steps["AR", *mode][1],

@@ -64,7 +64,7 @@ def main(argv=None):
                 evaluations[name].append(facts["steps"])
                 predictions[name].append(texts)
 
-    print(f"{bench.name_of(writers['AR'].device)}, {len(examples)} test examples of {path}, one at a time"
+    print(f"{bench.name_of(writers['AR'].device)}, {len(examples)} test examples of {path.name}, one at a time"
           f"{', compiled' * (config.compile != 'no')}\n{'':24s}{'score %':>16s}{'+-':>6s}{'evaluations':>13s}{'ms':>9s}"
           f"{'AR takes x':>12s}{'quartiles':>14s}")
     for name in ways:

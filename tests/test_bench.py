@@ -22,6 +22,7 @@ def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_pat
     facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     kinds = ["plain GPT", "AR, no inputs", "AR", "absorbing", "uniform (SUNDAE)", "uniform, inputs twice"]
     assert [(r["what"], r["dtype"]) for r in facts["training"]] == [(k, d) for d in ("float32", "bfloat16") for k in kinds]
+    assert all(r["ratio"] == 1 for r in facts["training"] if r["what"] == "plain GPT"), "the yardstick of its own dtype"
     ways = ["AR", "AR, no cache", "1 steps", "2 steps", "10 steps x 8 samples", "10 steps, inputs anew"]
     assert [(r["dtype"], r["batch"], r["length"], r["what"]) for r in facts["decoding"]] == [
         (d, b, n, w) for d in ("float32", "bfloat16") for b in (1, 2) for n in (3, 5) for w in ways]
