@@ -33,7 +33,7 @@ from diffusion import Absorbing, Uniform
 from model import Transformer, flops, shape_of
 from noise import Noise
 from parallel import compile_model
-from start import out_of_memory, pick_device
+from start import compiler_fault, out_of_memory, pick_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOP/s that NVIDIA states, not for PCIe
@@ -43,11 +43,11 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense 
 class Setup:
     size: str = "4x128x4"  # LAYERSxWIDTHxHEADS or a name, see model.py
     vocab_size: int = 4096
-    input_len: int = 128  # of training and decoding
-    target_len: int = 128  # of training
+    input_len: int = 128
+    target_len: int = 128  # tokens to train on
     batch_size: int = 8  # sequences of a training step
     dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # everything also by torch.compile, for static shapes
+    compiled: bool = False  # by torch.compile too, for static shapes
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
     out: str | None = None  # JSON file for all numbers
@@ -296,6 +296,8 @@ TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain G
             f"{'FLOPs':>7s}{'MFU':>6s}{'MB':>8s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
             f"{'GFLOP':>9s}{'MB':>9s}{'floor ms':>10s}")
+
+
 def training_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{1e3 * r['seconds']:9.1f}"
             f"{r['tokens_per_second']:10,.0f}{r['ratio']:13.2f}{r['low']:8.2f}{r['high']:6.2f}{r['ar']:7.2f}"
@@ -319,8 +321,9 @@ def show(title, heading, line, rows):
 
 
 def begin(config):
-    """Check the flags of a Setup; return the device. Raises UserError."""
+    """Check the flags of a Setup; return the device, with the compiler told how many shapes are to come. Raises UserError."""
     device = pick_device(config.device)
+    device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
     for name in ("input_len", "target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
@@ -328,13 +331,17 @@ def begin(config):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
-    try:
-        Path(config.out or os.devnull).touch()  # found out now, not after minutes
-    except OSError as error:
-        raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
     if config.compiled:
+        fault = compiler_fault(device)
+        check(not fault, f"--compiled: torch.compile does not work here ({fault})")
         torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
-    return torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
+    if config.out:
+        try:  # found out now, not after minutes
+            Path(config.out).touch()
+            Path(config.out).unlink()
+        except OSError as error:
+            raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
+    return device
 
 
 def finish(config, **found):

@@ -66,6 +66,19 @@ def answer(writer, examples, config):
     return [p or [""] * config.n_programs for p in predictions], facts
 
 
+def scored_examples(config, path, meta):
+    """Return (metric, examples) of a task's split. Raises UserError where they cannot be scored in the way that it names."""
+    check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
+    metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
+    check(metric != "code" or config.allow_code_execution,
+          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
+    examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+    if metric == "code":
+        check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
+        check_canaries()
+    return metric, examples
+
+
 def score(metric, predictions, examples, config):
     """Return {name: (percent, standard error)}, running the programs where the metric is `code`."""
     if metric != "code":
@@ -80,7 +93,7 @@ def provenance(config, checkpoint, writer, path, split):
     """Return what it takes to get a result again."""
     return dict(checkpoint=config.checkpoint, lineage=lineage(checkpoint), process=writer.process.name, data=str(path),
                 split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device),
-                dtype=str(next(writer.model.parameters()).dtype).removeprefix("torch."))
+                dtype=str(next(writer.model.parameters()).dtype).removeprefix("torch."), compiled=writer.compiled)
 
 
 def evaluate_bits(config, checkpoint, path, meta):
@@ -122,22 +135,15 @@ def evaluate(config):
     if config.metric is not None:
         one_of("metric", config.metric, ("bits",))
         return evaluate_bits(config, checkpoint, path, meta)
-    check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
-    metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
-    check(metric != "code" or config.allow_code_execution,
-          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
     writer = load_writer(config.checkpoint, config)
     greedy = writer.process.name == "speculative" or (writer.process.name == "ar" and writer.options["temperature"] == 0)
     check(config.n_programs == 1 or not greedy,
           f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
+    metric, examples = scored_examples(config, path, meta)
     check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
-    examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
     if config.out:
         write_predictions(config.out, [], [])  # found out now, not after an hour of decoding
-    if metric == "code":
-        check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
-        check_canaries()
     predictions, facts = answer(writer, examples, config)
     if config.out:
         write_predictions(config.out, examples, predictions)
@@ -178,7 +184,7 @@ def report(r):
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "
               f"distinct-2 {r['distinct_2']:.3f}",
               f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, "
-              f"{r['seconds']:.4f} s per answer (decoding only, in batches)"]
+              f"{r['seconds']:.4f} s per answer (decoding only, in batches{'; the compiler included' * r['compiled']})"]
     lines += [f"  drafter {r['drafter']}"] if r["drafter"] else []
     return lines + ([f"  {r['signature']}"] if r["signature"] else [])
 

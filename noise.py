@@ -71,11 +71,18 @@ class Noise:
         device = logits.device
         logits = logits.cpu() if device.type == "mps" else logits  # MPS has no float64
         u = send(self.uniform(2, logits.size(1)), logits.device)                         # (B, 2, T)
-        K = 64 if logits.size(-1) % 64 == 0 else logits.size(-1)
-        blocks = torch.softmax(logits.float() / temperature, dim=-1).unflatten(-1, (-1, K))  # (B, T, V / K, K)
-        block = invert(blocks.sum(-1), u[:, 0])                                          # (B, T)
-        within = blocks.gather(2, block[..., None, None].expand(-1, -1, 1, K)).squeeze(2)  # (B, T, K)
-        return (K * block + invert(within, u[:, 1])).to(device)
+        rows = max(1, (1 << (26 if logits.is_cuda else 20)) // logits.size(-1))  # on a CPU a chunk stays in its cache
+        parts = zip(logits.flatten(0, 1).split(rows), u.transpose(1, 2).flatten(0, 1).split(rows))
+        return torch.cat([draw(*part, temperature) for part in parts]).view(logits.shape[:2]).to(device)
+
+
+def draw(logits, u, temperature):
+    """Return the tokens (N,) that uniform numbers u (N, 2) choose from softmax(logits (N, V) / temperature)."""
+    K = 64 if logits.size(-1) % 64 == 0 else logits.size(-1)
+    blocks = torch.softmax(logits.float() / temperature, dim=-1).unflatten(-1, (-1, K))  # (N, V / K, K)
+    block = invert(blocks.sum(-1), u[:, 0])                                              # (N,)
+    within = blocks[torch.arange(len(block), device=block.device), block]                # (N, K)
+    return K * block + invert(within, u[:, 1])
 
 
 def send(x, device):
@@ -85,7 +92,7 @@ def send(x, device):
 
 
 def invert(weights, u):
-    """Return the index (B, T) at which the cumulated weights (B, T, K) pass the share u (B, T) of their sum."""
+    """Return the index (N,) at which the cumulated weights (N, K) pass the share u (N,) of their sum."""
     cumulative = weights.double().cumsum(-1)
     passed = torch.searchsorted(cumulative, u[..., None] * cumulative[..., -1:], right=True)
     return passed.squeeze(-1).clamp(max=weights.size(-1) - 1)  # rounding must not step past the end

@@ -44,7 +44,7 @@ class DecodeConfig:
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
-    compile: str = "no"  # no, yes (the first texts wait for the compiler, the others take less time) or auto (on CUDA)
+    compile: str = "no"  # torch.compile: no, yes or auto (yes on CUDA); pays for many texts, as the first wait for it
 
 
 @dataclass(kw_only=True)
@@ -78,6 +78,7 @@ class Writer:
     target_len: int
     device: torch.device
     options: dict  # for process.decode()
+    compiled: bool = False
 
     def drafts(self, batch, noise, **more):
         """Return the drafts (B, T) of every evaluation of the network, the last of which is the answer."""
@@ -120,11 +121,12 @@ def load_writer(path, config, target_len=None):
     longest = checkpoint["target_len"]
     check(target_len is None or target_len <= longest or (process.name == "ar" and checkpoint["input_len"] == 0),
           f"--target_len={target_len} is longer than the canvas the model was trained on, {longest} tokens")
-    model = build_model(checkpoint, device).eval()
-    if choose_compile(config, device):
-        for network in [model, process.drafter] if config.drafter else [model]:
-            compile_model(network)
-    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options)
+    model, compiled = build_model(checkpoint, device).eval(), choose_compile(config, device)
+    if compiled:
+        compile_model(model)
+        if config.drafter:
+            compile_model(process.drafter)
+    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options, compiled)
 
 
 def prompt_batch(writer, prompt):

@@ -67,7 +67,7 @@ def keep_freed_memory():
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt:
         mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: free memory at the end of the heap stays
-        mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: tensors of up to 32 MB, the most it takes, come from the heap
+        mallopt(-4, 0)  # M_MMAP_MAX: tensors come from the heap, however large
 
 
 def choose_dtype(config, device):
@@ -78,20 +78,24 @@ def choose_dtype(config, device):
     return torch.bfloat16 if bf16 else torch.float32
 
 
+def compiler_fault(device):
+    """Return why torch.compile does not work here, None if it does."""
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def choose_compile(config, device):
-    """Return whether to use torch.compile: as --compile says, by default on CUDA where its compiler works."""
+    """Return whether to use torch.compile: as --compile says, with auto on CUDA where its compiler works."""
     one_of("compile", config.compile, ("auto", "yes", "no"))
     if config.compile == "no" or (config.compile == "auto" and device.type != "cuda"):
         return False
-    try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
-        return True
-    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        check(config.compile == "auto", f"--compile=yes does not work here ({reason}); --compile=no, or auto")
-        if int(os.environ.get("RANK", 0)) == 0:
-            print(f"torch.compile does not work here ({reason}): going on without")
-        return False
+    fault = compiler_fault(device)
+    check(not fault or config.compile == "auto", f"--compile=yes does not work here ({fault}); --compile=no, or auto")
+    if fault and int(os.environ.get("RANK", 0)) == 0:
+        print(f"torch.compile does not work here ({fault}): going on without", file=sys.stderr)
+    return not fault
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Expected of time: that of the FLOPs of weights and attention; of memory: all but
 """
 import itertools
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 from statistics import linear_regression, median
@@ -20,6 +20,11 @@ import bench
 from config import parse, run
 from model import Transformer, shape_of
 from start import out_of_memory
+
+
+@dataclass
+class Config(bench.Setup):
+    pass  # the same flags
 
 
 def axes(config):
@@ -74,9 +79,9 @@ def line(r):
             f"{r['memory_expected']:10.2f}")
 
 
-@out_of_memory("--batch_size", "--target_len")
+@out_of_memory("--batch_size", "--target_len", "--size")
 def main(argv=None):
-    config = parse(bench.Setup, argv)
+    config = parse(Config, argv)
     device = bench.begin(config)
     name = bench.name_of(device)
     rows = bench.show(f"{name}, torch {torch.__version__}, {config.rounds} rounds; {config.size}, {config.batch_size} x "

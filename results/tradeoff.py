@@ -11,16 +11,15 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from common import prepared_task
+import torch
 
 import bench
 import eval as evaluation
 from checkpoint import load_checkpoint, process_of
 from config import check, parse, run
 from data.dataset import read_meta
-from data.tasks import read_jsonl
 from sample import load_writer
-from sandbox import check_canaries
+from start import out_of_memory
 
 STEPS = {f"{n} step{'s' * (n > 1)}": ["--n_samples=1", f"--n_steps={n}"] for n in (1, 2, 5, 10)}
 WAYS = STEPS | {"10 steps, early stop": [*STEPS["10 steps"], "--early_stop"], "10 steps x 8 samples": ["--n_steps=10"]}
@@ -31,10 +30,11 @@ class Config:
     ar: str  # positional: checkpoint, fine-tuned on the task
     diffusion: str  # positional: checkpoint of a uniform model with the same tokenizer and canvas
     n_examples: int = 100  # test examples
-    compile: str = "no"  # no, yes or auto, as in eval.py
+    compiled: bool = False  # models by torch.compile
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
 
 
+@out_of_memory("--n_examples")
 def main(argv=None):
     config = parse(Config, argv)
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
@@ -42,18 +42,19 @@ def main(argv=None):
     for path, checkpoint, process in zip((config.ar, config.diffusion), checkpoints, ("ar", "uniform")):
         name = process_of(checkpoint).name
         check(name == process, f"{path} is a model of the process {name!r}, not {process!r}")
-    data, other = (checkpoint["config"]["data"] for checkpoint in checkpoints)
-    check(data == other, f"{config.ar} was trained on {data}, {config.diffusion} on {other}: compare models of one task")
-    prepared_task(data, config.allow_code_execution)
-    path, meta = read_meta(data)
-    metric = meta.get("metric", "exact")
-    if metric == "code":
-        check_canaries()
+    (path, meta), (other, _) = (read_meta(checkpoint["config"]["data"]) for checkpoint in checkpoints)
+    check(path.samefile(other), f"{config.ar} was trained on {path}, {config.diffusion} on {other}: compare models of one task")
+    shared = [f"--n_examples={config.n_examples}", f"--compile={'yes' if config.compiled else 'no'}",
+              f"--allow_code_execution={config.allow_code_execution}"]
     ways = {"AR": [config.ar], **{name: [config.diffusion, *flags] for name, flags in WAYS.items()},
             "AR, diffusion drafts": [config.ar, f"--drafter={config.diffusion}"]}
-    examples = read_jsonl(path / "test.jsonl")[:config.n_examples]
-    settings = {name: parse(evaluation.Config, [*words, f"--compile={config.compile}"]) for name, words in ways.items()}
+    settings = {name: parse(evaluation.Config, [*words, *shared]) for name, words in ways.items()}
     writers = {name: load_writer(setting.checkpoint, setting) for name, setting in settings.items()}
+    ar = writers["AR"]
+    metric, examples = evaluation.scored_examples(settings["AR"], path, meta)
+    n, examples = len(examples), [e for e in examples if len(ar.tokenizer.encode(e["input"])) <= ar.input_len]
+    check(examples, f"{path}: every input is longer than the models' {ar.input_len} tokens")
+
     seconds, evaluations, predictions = ({name: [] for name in ways} for _ in range(3))
     for i, example in enumerate([examples[0], *examples]):  # the first time does not count
         for name, writer in writers.items():
@@ -64,9 +65,9 @@ def main(argv=None):
                 evaluations[name].append(facts["steps"])
                 predictions[name].append(texts)
 
-    print(f"{bench.name_of(writers['AR'].device)}, {len(examples)} test examples of {path.name}, one at a time"
-          f"{', compiled' * (config.compile != 'no')}\n{'':24s}{'score %':>16s}{'+-':>6s}{'evaluations':>13s}{'ms':>9s}"
-          f"{'AR takes x':>12s}{'quartiles':>14s}")
+    print(f"{bench.name_of(ar.device)}, torch {torch.__version__}, {len(examples)} test examples of {path.name}, one at a time"
+          f"{', compiled' * config.compiled}; {n - len(examples)} left out, too long\n"
+          f"{'':24s}{'score %':>16s}{'+-':>6s}{'evaluations':>13s}{'ms':>9s}{'AR takes x':>12s}{'quartiles':>14s}")
     for name in ways:
         score, (percent, error) = next(iter(evaluation.score(metric, predictions[name], examples, settings[name]).items()))
         faster, low, high = bench.ratio(seconds["AR"], seconds[name])

@@ -116,8 +116,18 @@ def test_a_wrong_flag_is_refused_in_one_line(flags, message):
         bench.main(flags)
 
 
+def test_a_compiler_that_does_not_work_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
+    def compile_nothing(function):
+        raise RuntimeError("no working C++ compiler found\nand a long story")
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    with pytest.raises(UserError, match=r"--compiled: torch.compile does not work here \(no working C\+\+ compiler found\)$"):
+        bench.main([*TINY, "--compiled", f"--out={tmp_path}/x.json"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_compiled_decoding_writes_the_same_tokens(monkeypatch):
+    torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler
     config, model = bench.Config(vocab_size=64, input_len=4), tiny_model(vocab_size=64)
     several, drafts = [(2, 1, "bidirectional")], []

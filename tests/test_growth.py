@@ -37,7 +37,7 @@ def test_the_fitted_exponent_is_that_of_the_power_law():
 
 def test_the_flops_of_growth_are_those_that_pytorch_counts(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)  # which costs twice what is counted here
-    config = parse(bench.Setup, [*TINY, "--input_len=6"])
+    config = parse(growth.Config, [*TINY, "--input_len=6"])
     for axis, configs in growth.axes(config).items():
         for size, larger in configs.items():
             function, work, _ = growth.grown(axis, size, larger, "float32", CPU)
@@ -50,7 +50,7 @@ def growth_rows(monkeypatch, seconds, *flags):
     """Return {axis: (exponent, expected)} where a step of size n takes seconds(n)."""
     monkeypatch.setattr(bench, "take_turns", lambda functions, *args: {size: [seconds(size)] for size in functions})
     monkeypatch.setattr(bench, "peak_memory", lambda function, kept, device: kept + 1)
-    rows = growth.measure(parse(bench.Setup, [*TINY, *flags]), CPU)
+    rows = growth.measure(parse(growth.Config, [*TINY, *flags]), CPU)
     return {r["axis"]: (r["exponent"], r["expected"]) for r in rows}
 
 
@@ -69,7 +69,7 @@ def test_expected_exponents_are_those_of_the_arithmetic(monkeypatch):
 
 def test_memory_of_a_training_step_is_expected_to_grow_with_the_batch_beside_what_is_kept(monkeypatch):
     monkeypatch.setattr(bench, "take_turns", lambda functions, *args: {size: [1.0] for size in functions})
-    config = parse(bench.Setup, [*TINY, "--batch_size=64"])
+    config = parse(growth.Config, [*TINY, "--batch_size=64"])
     rows = {(r["axis"], r["size"]): r for r in growth.measure(config, CPU)}
     step, kept = rows["batch", 64], rows["batch", 64]["kept"]
     assert kept == 3 * 4 * (64 * 16 + 12 * 16 * 16), "float32 weights and two moments"

@@ -83,6 +83,13 @@ def test_sample_j_of_a_row_is_the_same_however_many_samples_there_are():
     assert torch.equal(alone, many[5:])
 
 
+def test_a_draw_from_more_logits_than_a_chunk_holds_is_that_of_each_row_alone():
+    logits = torch.randn(6, 50, 4096, generator=torch.Generator().manual_seed(0))  # 1.2 million, in chunks of 2^20
+    whole = Noise(0, "decode", 0, range(6)).categorical(logits, 1.0)
+    assert torch.equal(whole, torch.cat([Noise(0, "decode", 0, [i]).categorical(logits[i:i + 1], 1.0) for i in range(6)]))
+    assert len(whole.unique()) > 250
+
+
 def test_numbers_continue_from_call_to_call():
     noise = Noise(0, "train", 0, range(2))
     assert not torch.equal(noise.uniform(4), noise.uniform(4))

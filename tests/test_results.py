@@ -62,12 +62,22 @@ def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run
     tradeoff.main([str(ar_run.folder), str(diff_run.folder), "--n_examples=3"])
     title, heading, *rows = capsys.readouterr().out.splitlines()
     names = ["AR", *tradeoff.WAYS, "AR, diffusion drafts"]
-    assert "3 test examples" in title and [row[:24].strip() for row in rows] == names
+    assert "3 test examples of backwards, one at a time; 0 left out" in title and [row[:24].strip() for row in rows] == names
     cells = {name: row[24:].split() for name, row in zip(names, rows)}
     assert all(c[:2] == ["exact", "3.0"] and float(c[4]) > 0 for c in cells.values())
-    assert cells["AR"][5:] == ["1.00"] * 3 and cells["5 steps"][3] == "5.0"
+    assert cells["AR"][5] == "1.00" and cells["5 steps"][3] == "5.0"
     with pytest.raises(UserError, match="is a model of the process 'uniform', not 'ar'"):
         tradeoff.main([str(diff_run.folder), str(ar_run.folder)])
+
+
+def test_tradeoff_leaves_out_what_does_not_fit_the_canvas(ar_run, diff_run, capsys, monkeypatch):
+    examples = [{"input": text, "target": text} for text in ("much too long", "ab", "abc")]
+    monkeypatch.setattr(tradeoff.evaluation, "scored_examples", lambda *args: ("exact", examples))
+    tradeoff.main([str(ar_run.folder), str(diff_run.folder)])
+    assert "2 test examples of backwards, one at a time; 1 left out, too long" in capsys.readouterr().out
+    del examples[1:]
+    with pytest.raises(UserError, match="every input is longer than the models' 8 tokens"):
+        tradeoff.main([str(ar_run.folder), str(diff_run.folder)])
 
 
 def test_orders_of_a_model_that_knows_the_frequencies_alone_cost_the_same_bits(train, text, tmp_path, capsys):
