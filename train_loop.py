@@ -150,6 +150,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
             clock = time.perf_counter()
     log.bar.close()
     if world > 1:
+        del objective  # a copy that outlived the group would wait for its threads, holding the lock that they wait for
         dist.destroy_process_group()
     return out_dir / "ckpt.pt"
 
