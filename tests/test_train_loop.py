@@ -187,11 +187,16 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
 @pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["copies", "shards"])
 def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled(train, task, tmp_path, more):
     script = tmp_path / "compiled.py"
-    script.write_text("import functools, sys, torch\n"
+    script.write_text("import functools, gc, sys, torch\n"
                       "from torch._dynamo.testing import CompileCounter\n"
                       f"sys.path.insert(0, {str(ROOT)!r})\n"
                       "counter = CompileCounter()  # traces, and needs no C++ compiler\n"
                       "torch.compile = functools.partial(torch.compile, backend=counter)\n"
+                      "destroy, copy = torch.distributed.destroy_process_group, torch.nn.parallel.DistributedDataParallel\n"
+                      "def destroy_after_copies():\n"
+                      "    print('copies:', sum(type(x) is copy for x in gc.get_objects()))\n"
+                      "    destroy()\n"
+                      "torch.distributed.destroy_process_group = destroy_after_copies\n"
                       "import train_diff\n"
                       "train_diff.main()\n"
                       "print('graphs:', counter.frame_count)\n", encoding="utf-8")
@@ -200,6 +205,7 @@ def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled(tra
     one = train("diff", tmp_path / "one")
     graphs = re.findall(r"graphs: (\d+)", process.stdout)
     assert len(graphs) == 2 and min(map(int, graphs)) > 1, "one is the trial of choose_compile"
+    assert re.findall(r"copies: (\d+)", process.stdout) == ["0", "0"], "a copy that outlives the process group may hang"
     two = type(one)(tmp_path / "two")
     assert close(two.log(), one.log()) and nearly(two.checkpoint()["model"], one.checkpoint()["model"])
 
