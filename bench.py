@@ -359,13 +359,16 @@ def main(argv=None):
               f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
     device = begin(config)
     peaks, bandwidth, name = peaks_of(config, device, tf32=False), copy_rate(device), name_of(device)
+    with torch.device("meta"):
+        n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
-          + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {config.rounds} rounds")
+          + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     training = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
                     TRAINING, training_line, bench_training(config, device))
     decoding = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
                     DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
-    finish(config, device=name, peaks=peaks, bytes_per_second=bandwidth, training=training, decoding=decoding)
+    finish(config, device=name, n_params=n_params, peaks=peaks, bytes_per_second=bandwidth, training=training,
+           decoding=decoding)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from checkpoint import load_checkpoint, process_of
 from config import check, parse, run
 from data.dataset import read_meta
 from sample import load_writer
-from start import out_of_memory
 
 STEPS = {f"{n} step{'s' * (n > 1)}": ["--n_samples=1", f"--n_steps={n}"] for n in (1, 2, 5, 10)}
 WAYS = STEPS | {"10 steps, early stop": [*STEPS["10 steps"], "--early_stop"], "10 steps x 8 samples": ["--n_steps=10"]}
@@ -34,7 +33,6 @@ class Config:
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
 
 
-@out_of_memory("--n_examples")
 def main(argv=None):
     config = parse(Config, argv)
     check(config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")

@@ -20,6 +20,7 @@ def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_pat
     monkeypatch.setattr(bench, "copy_rate", lambda device: 1e9)  # half a gigabyte is too much for a test
     bench.main([*TINY, "--dtypes=float32,bfloat16", "--decode_batch=1,2", f"--out={tmp_path}/x.json"])
     facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert facts["n_params"] == 64 * 16 + 12 * 16 ** 2
     kinds = ["plain GPT", "AR, no inputs", "AR", "absorbing", "uniform (SUNDAE)", "uniform, inputs twice"]
     assert [(r["what"], r["dtype"]) for r in facts["training"]] == [(k, d) for d in ("float32", "bfloat16") for k in kinds]
     assert all(r["ratio"] == 1 for r in facts["training"] if r["what"] == "plain GPT"), "the yardstick of its own dtype"

@@ -147,6 +147,31 @@ def two_ranks(*command, timeout=100):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
 
 
+def compiling_script(folder):
+    """Write train_diff.py with a compiler that traces only, so needs no C++ compiler, and counts; return its path."""
+    script = folder / "compiling.py"
+    script.write_text("import functools, gc, sys, torch\n"
+                      "from torch._dynamo.testing import CompileCounter\n"
+                      f"sys.path.insert(0, {str(ROOT)!r})\n"
+                      "counter = CompileCounter()\n"
+                      "torch.compile = functools.partial(torch.compile, backend=counter)\n"
+                      "destroy, copy = torch.distributed.destroy_process_group, torch.nn.parallel.DistributedDataParallel\n"
+                      "def destroy_and_count():\n"
+                      "    print('copies:', sum(type(x) is copy for x in gc.get_objects()))\n"
+                      "    destroy()\n"
+                      "torch.distributed.destroy_process_group = destroy_and_count\n"
+                      "import train_diff\n"
+                      "train_diff.main()\n"
+                      "print('graphs:', counter.frame_count)\n", encoding="utf-8")
+    return script
+
+
+def compiled_on_two_ranks(process):
+    """Return whether both ranks compiled more than the trial of choose_compile."""
+    graphs = re.findall(r"graphs: (\d+)", process.stdout)
+    return len(graphs) == 2 and min(map(int, graphs)) > 1
+
+
 def nearly(a, b, tolerance=1e-5):
     return a.keys() == b.keys() and max((a[k] - b[k]).abs().max() for k in a) < tolerance
 
@@ -164,14 +189,17 @@ def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--architecture=encoder-decoder", "--recompute"]], ids=["decoder", "encoder"])
-def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path, more):
+@pytest.mark.parametrize("more, compiled", [([], True), (["--architecture=encoder-decoder", "--recompute"], False)],
+                         ids=["decoder, compiled", "encoder"])
+def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path, more, compiled):
     flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7", *more]
     one = train("diff", tmp_path / "one", *flags)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    process = two_ranks(ROOT / "train_diff.py", f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags,
-                        "--steps=6", "--resume", "--fsdp")
+    script = compiling_script(tmp_path) if compiled else ROOT / "train_diff.py"
+    process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, "--steps=6", "--resume",
+                        "--fsdp", f"--compile={'yes' if compiled else 'no'}")
     assert process.returncode == 0, process.stderr
+    assert compiled_on_two_ranks(process) == compiled
     assert "returned a view" not in process.stderr
     one, two = train("diff", tmp_path / "one", *flags, "--steps=6", "--resume"), type(one)(tmp_path / "two")
     for step in (6, 8):
@@ -184,28 +212,13 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--fsdp"]], ids=["copies", "shards"])
-def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled(train, task, tmp_path, more):
-    script = tmp_path / "compiled.py"
-    script.write_text("import functools, gc, sys, torch\n"
-                      "from torch._dynamo.testing import CompileCounter\n"
-                      f"sys.path.insert(0, {str(ROOT)!r})\n"
-                      "counter = CompileCounter()  # traces, and needs no C++ compiler\n"
-                      "torch.compile = functools.partial(torch.compile, backend=counter)\n"
-                      "destroy, copy = torch.distributed.destroy_process_group, torch.nn.parallel.DistributedDataParallel\n"
-                      "def destroy_after_copies():\n"
-                      "    print('copies:', sum(type(x) is copy for x in gc.get_objects()))\n"
-                      "    destroy()\n"
-                      "torch.distributed.destroy_process_group = destroy_after_copies\n"
-                      "import train_diff\n"
-                      "train_diff.main()\n"
-                      "print('graphs:', counter.frame_count)\n", encoding="utf-8")
-    process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, "--compile=yes", *more)
+def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled_and_its_copies_end_before_their_group(
+        train, task, tmp_path):
+    process = two_ranks(compiling_script(tmp_path), f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, "--compile=yes")
     assert process.returncode == 0, process.stderr
-    one = train("diff", tmp_path / "one")
-    graphs = re.findall(r"graphs: (\d+)", process.stdout)
-    assert len(graphs) == 2 and min(map(int, graphs)) > 1, "one is the trial of choose_compile"
+    assert compiled_on_two_ranks(process)
     assert re.findall(r"copies: (\d+)", process.stdout) == ["0", "0"], "a copy that outlives the process group may hang"
+    one = train("diff", tmp_path / "one")
     two = type(one)(tmp_path / "two")
     assert close(two.log(), one.log()) and nearly(two.checkpoint()["model"], one.checkpoint()["model"])
 
