@@ -62,12 +62,12 @@ def keep_freed_memory():
     """Let the C library keep what a step frees for the next one, as PyTorch does on a GPU.
 
     By default glibc returns large tensors to the system, which hands them out again page by page, cleared: an eighth of a small
-    training step.
+    training step. The price: the process stays as large as it ever was.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt:
-        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: free memory at the end of the heap stays
-        mallopt(-4, 0)  # M_MMAP_MAX: tensors come from the heap, however large
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory at the end of the heap stays, however much
+        mallopt(-4, 0)  # M_MMAP_MAX: tensors come from the heap, in the main thread however large
 
 
 def choose_dtype(config, device):

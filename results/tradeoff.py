@@ -40,6 +40,7 @@ def main(argv=None):
     for path, checkpoint, process in zip((config.ar, config.diffusion), checkpoints, ("ar", "uniform")):
         name = process_of(checkpoint).name
         check(name == process, f"{path} is a model of the process {name!r}, not {process!r}")
+        check(checkpoint["config"]["data"], f"{path} was trained elsewhere, on no task: fine-tune it first")
     (path, meta), (other, _) = (read_meta(checkpoint["config"]["data"]) for checkpoint in checkpoints)
     check(path.samefile(other), f"{config.ar} was trained on {path}, {config.diffusion} on {other}: compare models of one task")
     shared = [f"--n_examples={config.n_examples}", f"--compile={'yes' if config.compiled else 'no'}",
