@@ -19,6 +19,7 @@ import orders
 import table1
 import tradeoff
 
+from checkpoint import save_checkpoint
 from config import UserError
 from data.dataset import read_meta
 from sample import DecodeConfig, load_writer
@@ -57,7 +58,7 @@ def test_decoders_measures_every_decoder_at_every_number_of_steps(train, diff_ru
         decoders.main([f"--models={diff_run.folder},{diff_run.folder}/ckpt.pt", f"--out={tmp_path}/y"])
 
 
-def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run, diff_run, capsys, monkeypatch):
+def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run, diff_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tradeoff.evaluation, "score", lambda metric, predictions, *args: {metric: (len(predictions), 0.0)})
     tradeoff.main([str(ar_run.folder), str(diff_run.folder), "--n_examples=3"])
     title, heading, *rows = capsys.readouterr().out.splitlines()
@@ -68,6 +69,10 @@ def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run
     assert cells["AR"][5] == "1.00" and cells["5 steps"][3] == "5.0"
     with pytest.raises(UserError, match="is a model of the process 'uniform', not 'ar'"):
         tradeoff.main([str(diff_run.folder), str(ar_run.folder)])
+    c = ar_run.checkpoint()
+    save_checkpoint(tmp_path / "x.pt", c | {"config": c["config"] | {"data": None}})
+    with pytest.raises(UserError, match="x.pt was trained elsewhere, on no task"):
+        tradeoff.main([f"{tmp_path}/x.pt", str(diff_run.folder)])
 
 
 def test_tradeoff_leaves_out_what_does_not_fit_the_canvas(ar_run, diff_run, capsys, monkeypatch):

@@ -172,6 +172,7 @@ def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_compiled_models_write_the_same_text(ar_run, diff_run, capsys, monkeypatch):
     torch._dynamo.reset()  # it compiles a function 8 times at most
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler

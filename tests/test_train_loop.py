@@ -147,22 +147,25 @@ def two_ranks(*command, timeout=100):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
 
 
-def compiling_script(folder):
-    """Write train_diff.py with a compiler that traces only, so needs no C++ compiler, and counts; return its path."""
+def compiling_script(folder, backend):
+    """Write train_diff.py with a compiler that counts and needs no C++ compiler; return its path.
+
+    backend: eager traces only; aot_eager also derives the backward pass of each graph, which takes three times as long.
+    """
     script = folder / "compiling.py"
     script.write_text("import functools, gc, sys, torch\n"
-                      "from torch._dynamo.testing import CompileCounter\n"
+                      "from torch._dynamo.testing import CompileCounterWithBackend\n"
                       f"sys.path.insert(0, {str(ROOT)!r})\n"
-                      "counter = CompileCounter()\n"
+                      f"counter = CompileCounterWithBackend({backend!r})\n"
                       "torch.compile = functools.partial(torch.compile, backend=counter)\n"
                       "destroy, copy = torch.distributed.destroy_process_group, torch.nn.parallel.DistributedDataParallel\n"
                       "def destroy_and_count():\n"
-                      "    print('copies:', sum(type(x) is copy for x in gc.get_objects()))\n"
+                      "    print(f'copies: {sum(type(x) is copy for x in gc.get_objects())}')\n"
                       "    destroy()\n"
                       "torch.distributed.destroy_process_group = destroy_and_count\n"
                       "import train_diff\n"
                       "train_diff.main()\n"
-                      "print('graphs:', counter.frame_count)\n", encoding="utf-8")
+                      "print(f'graphs: {counter.frame_count}')\n", encoding="utf-8")
     return script
 
 
@@ -195,7 +198,7 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
     flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7", *more]
     one = train("diff", tmp_path / "one", *flags)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    script = compiling_script(tmp_path) if compiled else ROOT / "train_diff.py"
+    script = compiling_script(tmp_path, "aot_eager") if compiled else ROOT / "train_diff.py"
     process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, "--steps=6", "--resume",
                         "--fsdp", f"--compile={'yes' if compiled else 'no'}")
     assert process.returncode == 0, process.stderr
@@ -214,7 +217,8 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
 @pytest.mark.slow
 def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled_and_its_copies_end_before_their_group(
         train, task, tmp_path):
-    process = two_ranks(compiling_script(tmp_path), f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, "--compile=yes")
+    process = two_ranks(compiling_script(tmp_path, "eager"), f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS,
+                        "--compile=yes")
     assert process.returncode == 0, process.stderr
     assert compiled_on_two_ranks(process)
     assert re.findall(r"copies: (\d+)", process.stdout) == ["0", "0"], "a copy that outlives the process group may hang"
