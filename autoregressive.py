@@ -16,24 +16,25 @@ class Losses(NamedTuple):
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """log sum exp(logits) - logits[x0], in fp32 a few rows at a time: with a large vocabulary all logits in fp32, and once more
+    """-log softmax(logits)[x0], in fp32 a few rows at a time: with a large vocabulary all logits in fp32, and once more
     as probabilities for the backward pass, would need more memory than the model."""
 
     @staticmethod
     def forward(ctx, logits, x0):
         """Return (N,) nats in fp32 for logits (N, V) of any dtype and x0 (N,)."""
         ctx.rows = max(1, (1 << (26 if logits.is_cuda else 18)) // logits.size(1))  # on a CPU a chunk stays in its cache
-        log_z = torch.cat([part.float().logsumexp(-1) for part in logits.split(ctx.rows)])
-        ctx.save_for_backward(logits, x0, log_z)
-        return log_z - logits.gather(-1, x0[:, None]).squeeze(-1).float()
+        ctx.save_for_backward(logits, x0)
+        return torch.cat([F.cross_entropy(part.float(), x, reduction="none")
+                          for part, x in zip(logits.split(ctx.rows), x0.split(ctx.rows))])
 
     @staticmethod
     def backward(ctx, grad):
         """The derivative by a logit is its probability, minus 1 at x0."""
-        logits, x0, log_z = ctx.saved_tensors
+        logits, x0 = ctx.saved_tensors
         result = torch.empty_like(logits)
-        for part, out, z, x, g in zip(*(tensor.split(ctx.rows) for tensor in (logits, result, log_z, x0, grad))):
-            out.copy_((part.float() - z[:, None]).exp_().mul_(g[:, None]).scatter_add_(1, x[:, None], -g[:, None]))
+        for part, out, x, g in zip(*(tensor.split(ctx.rows) for tensor in (logits, result, x0, grad))):
+            p = torch.softmax(part, -1, torch.float32, out=out if out.dtype == torch.float32 else None)  # then p is out
+            out.copy_(p.mul_(g[:, None]).scatter_add_(1, x[:, None], -g[:, None]))
         return result, None
 
 

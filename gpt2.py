@@ -22,7 +22,7 @@ from autoregressive import Autoregressive
 from config import UserError, check, parse, run
 from data import originals
 from data.tokenizer import load_tokenizer
-from model import Transformer, joined
+from model import Transformer, joined, rms_norm
 
 WEIGHTS = "model.safetensors"
 # Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors. The sums are those that several public
@@ -101,7 +101,7 @@ class GPT2(Transformer):
 
     def embed_targets(self, y, context, start=0):
         if y.is_floating_point():  # vectors come at the scale of token rows, or they would drown the positions
-            x = F.rms_norm(y, y.shape[-1:]) * self.embedding.weight.detach().square().mean().sqrt()
+            x = rms_norm(y) * self.embedding.weight.detach().square().mean().sqrt()
         else:
             x = self.embedding(y)                                                        # (B, T, C)
         if context.place is not None:

@@ -22,6 +22,7 @@ from model import (
     Transformer,
     attention_mask,
     flops,
+    rms_norm,
     rotary_angles,
     rotate,
     shape_of,
@@ -369,6 +370,20 @@ def test_rotary_scores_depend_on_the_distance_only():
     assert abs(score(3, 0) - score(0, 0)) > 0.01
     first, second = rotary_angles(0, 4, D, "cpu"), rotary_angles(4, 3, D, "cpu")
     assert all(torch.equal(torch.cat(pair), whole) for pair, whole in zip(zip(first, second), rotary_angles(0, 7, D, "cpu")))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2 ** -5)])
+def test_rms_norm_has_the_values_and_the_gradient_of_pytorchs(dtype, tolerance):
+    x, upstream = (torch.randn(50, 3, 32, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(2))
+    x[0], x[1] = 0.0, 1e-4 * x[1]  # where epsilon is all, and where it counts
+    found = []
+    for function in (rms_norm, lambda x: F.rms_norm(x, (32,))):
+        leaf = x.clone().requires_grad_()
+        y = function(leaf)
+        y.backward(upstream)
+        found.append(torch.stack((y.detach(), leaf.grad * x.float().square().mean(-1, keepdim=True).add(1e-7).sqrt())).float())
+    assert (found[0] - found[1]).abs().max() < tolerance
+    assert torch.autograd.gradcheck(rms_norm, torch.tensor([[-1.0, 0.5, 2.0]], dtype=torch.float64, requires_grad=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
