@@ -57,7 +57,7 @@ class LoopConfig:
     eval_sequences: int = 256  # validation sequences, always the same ones with the same noise
     seed: int = 0  # of weights, data order and noise
     device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # auto (bfloat16 where the GPU has it), float32 or bfloat16
+    dtype: str = "auto"  # auto (bfloat16 where it is faster, on most GPUs and some CPUs), float32 or bfloat16
     compile: str = "auto"  # auto (on CUDA), yes or no
     recompute: bool = False  # compute activations inside blocks again for the backward pass: less memory, more time
     fsdp: bool = False  # under torchrun: each rank holds a shard of weights, gradients and moments, not a copy
@@ -71,12 +71,12 @@ def train(config, process, tokenizer, origin=None, goal=None):
     """
     check_config(config)
     rank, world, device = start_ranks(config)
-    dtype, compiled = choose_dtype(config, device), choose_compile(config, device)
+    compiled = choose_compile(config, device)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
-    model.recompute = config.recompute
+    model.recompute, dtype = config.recompute, choose_dtype(config, device, model.shape["width"])
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     if compiled:
         compile_model(model, blockwise=config.fsdp)

@@ -73,11 +73,25 @@ def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_ch
         assert choose_compile(SimpleNamespace(compile="yes"), cpu) is True
     assert choose_compile(SimpleNamespace(compile="auto"), cuda) is False
     assert "torch.compile does not work here" in capsys.readouterr().err
+
+
+def test_bfloat16_is_chosen_where_it_is_faster_and_refused_where_it_is_missing(monkeypatch):
+    cuda, cpu, auto = torch.device("cuda"), torch.device("cpu"), SimpleNamespace(dtype="auto")
     for has_bf16, chosen in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
-        assert choose_dtype(SimpleNamespace(dtype="auto"), cuda) == chosen
+        assert choose_dtype(auto, cuda, 16) == chosen
     with pytest.raises(UserError, match="--dtype=bfloat16: this GPU has none"):
-        choose_dtype(SimpleNamespace(dtype="bfloat16"), cuda)
+        choose_dtype(SimpleNamespace(dtype="bfloat16"), cuda, 16)
+    for able in ({"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": True}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
+        assert choose_dtype(auto, cpu, 192) == torch.bfloat16 and choose_dtype(auto, cpu, 191) == torch.float32
+        assert choose_dtype(SimpleNamespace(dtype="float32"), cpu, 192) == torch.float32
+        assert choose_dtype(auto, torch.device("mps"), 192) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"neon": True})
+    assert choose_dtype(auto, cpu, 192) == torch.float32
+    assert choose_dtype(SimpleNamespace(dtype="bfloat16"), cpu, 16) == torch.bfloat16, "who asks for it gets it"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert choose_dtype(auto, cpu, 192) == torch.float32
 
 
 @pytest.mark.parametrize("fail", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
