@@ -33,7 +33,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         logits, x0 = ctx.saved_tensors
         result = torch.empty_like(logits)
         for part, out, x, g in zip(*(tensor.split(ctx.rows) for tensor in (logits, result, x0, grad))):
-            p = torch.softmax(part, -1, torch.float32, out=out if out.dtype == torch.float32 else None)  # then p is out
+            p = torch.softmax(part, -1, torch.float32, out=out if out.dtype == torch.float32 else None)  # then p is out already
             out.copy_(p.mul_(g[:, None]).scatter_add_(1, x[:, None], -g[:, None]))
         return result, None
 

@@ -39,7 +39,8 @@ def spread(objective, fsdp, world, device, dtype):
     """Return the objective as this rank holds it: alone, as one of `world` equal copies, or its share of every tensor.
 
     A block's weights are gathered when it is run, and let go behind it; so a rank needs room for its share and for one block.
-    dtype: that of the matrix products. Blocks are gathered in it: what autocast made of them would stay for the backward pass.
+    dtype: that of the matrix products. On a GPU blocks are gathered in it: what autocast made of them would stay for the
+    backward pass. On a CPU its LayerNorm (gpt2.py) wants float32 weights.
     """
     if world == 1:
         return objective
@@ -49,7 +50,8 @@ def spread(objective, fsdp, world, device, dtype):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no block's output is changed in place
     mesh, model = init_device_mesh(device.type, (world,)), objective.model
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    gathered = None if device.type == "cpu" else dtype
+    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks if model.encoder else ():  # its keys_values() is called from outside of the block
         fully_shard(block.cross, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block.cross, "keys_values")

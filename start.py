@@ -70,13 +70,14 @@ def keep_freed_memory():
         mallopt(-4, 0)  # M_MMAP_MAX: tensors come from the heap, in the main thread however large
 
 
-def choose_dtype(config, device, width):
+def choose_dtype(config, device, origin):
     """Return the dtype of the matrix products: the one that --dtype names; with auto bfloat16 where it is faster, else float32.
 
-    It is on every GPU that has it, and on a CPU that multiplies it, by a fifth for models of width 192 and more as they grow.
+    Faster: on GPUs that have it; on CPUs with such products from width 192 on (AVX-512: by a fifth there, by a third at 384).
     """
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     check(config.dtype != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
+    width = origin["shape"]["width"] if origin else shape_of(config.size or "tiny")[1]
     cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
     faster = {"cuda": has_bf16, "cpu": width >= 192 and (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))}
     bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and faster.get(device.type))
@@ -202,8 +203,8 @@ def start_model(config, process, tokenizer, origin, device):
 
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
 # prolong a run, but also stretch the cosine (and a teacher's fading), so the learning rate rises again.
-FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "compile", "micro_batch_size",
-                  "recompute", "fsdp"}
+FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "dtype", "compile",
+                  "micro_batch_size", "recompute", "fsdp"}
 
 
 def open_out_dir(config, process, origin):

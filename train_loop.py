@@ -71,12 +71,12 @@ def train(config, process, tokenizer, origin=None, goal=None):
     """
     check_config(config)
     rank, world, device = start_ranks(config)
-    compiled = choose_compile(config, device)
+    dtype, compiled = choose_dtype(config, device, origin), choose_compile(config, device)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
-    model.recompute, dtype = config.recompute, choose_dtype(config, device, model.shape["width"])
+    model.recompute = config.recompute
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     if compiled:
         compile_model(model, blockwise=config.fsdp)

@@ -7,7 +7,7 @@ run() { echo; echo "\$ python $*"; "$PY" "$@"; }
 
 # Bits per character: the same model and the same characters for each; fewer and more of them, and a wider model, to see the gap move.
 [ -d data/prepared/shakespeare ] || run data/prepare.py text --sources="$TEXT" --tokenizer=bytes --out=data/prepared/shakespeare
-characters="--input_len=0 --target_len=64 --batch_size=12 --log_every=1000 --eval_every=4000"
+characters="--dtype=float32 --input_len=0 --target_len=64 --batch_size=12 --log_every=1000 --eval_every=4000"
 bits() { # data, size, learning rate, steps, windows, noise levels, models
     data=$1 size=$2 lr=$3 steps=$4 windows=$5 draws=$6; shift 6
     for model in "$@"; do

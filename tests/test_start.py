@@ -58,7 +58,7 @@ def test_a_device_that_is_not_there_is_refused(train, tmp_path):
         train("ar", tmp_path / "x", "--device=cuda")
 
 
-def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_chose_it(train, tmp_path, monkeypatch, capsys):
+def test_a_compiler_that_does_not_work_here_is_refused_unless_auto_chose_it(train, tmp_path, monkeypatch, capsys):
     def compile_nothing(function):
         raise RuntimeError("no working C++ compiler found\nand a long story")
     monkeypatch.setattr(torch, "compile", compile_nothing)
@@ -76,22 +76,33 @@ def test_a_compiler_or_a_dtype_that_does_not_work_here_is_refused_unless_auto_ch
 
 
 def test_bfloat16_is_chosen_where_it_is_faster_and_refused_where_it_is_missing(monkeypatch):
-    cuda, cpu, auto = torch.device("cuda"), torch.device("cpu"), SimpleNamespace(dtype="auto")
-    for has_bf16, chosen in ((True, torch.bfloat16), (False, torch.float32)):
+    def chosen(device, width=16, dtype="auto"):
+        return choose_dtype(SimpleNamespace(dtype=dtype), torch.device(device), dict(shape={"width": width}))
+    for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
-        assert choose_dtype(auto, cuda, 16) == chosen
+        assert chosen("cuda") == expected
     with pytest.raises(UserError, match="--dtype=bfloat16: this GPU has none"):
-        choose_dtype(SimpleNamespace(dtype="bfloat16"), cuda, 16)
+        chosen("cuda", dtype="bfloat16")
     for able in ({"avx512_bf16": True}, {"avx512_bf16": False, "amx_bf16": True}):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able)
-        assert choose_dtype(auto, cpu, 192) == torch.bfloat16 and choose_dtype(auto, cpu, 191) == torch.float32
-        assert choose_dtype(SimpleNamespace(dtype="float32"), cpu, 192) == torch.float32
-        assert choose_dtype(auto, torch.device("mps"), 192) == torch.float32
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert chosen("cpu", 192) == torch.bfloat16 and chosen("cpu", 191) == chosen("mps", 192) == torch.float32
+        assert chosen("cpu", 192, dtype="float32") == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"neon": True})
-    assert choose_dtype(auto, cpu, 192) == torch.float32
-    assert choose_dtype(SimpleNamespace(dtype="bfloat16"), cpu, 16) == torch.bfloat16, "who asks for it gets it"
+    assert chosen("cpu", 192) == torch.float32 and chosen("cpu", 16, dtype="bfloat16") == torch.bfloat16
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert choose_dtype(auto, cpu, 192) == torch.float32
+    assert chosen("cpu", 192) == torch.float32
+
+
+@pytest.mark.parametrize("able, dtype", [(True, "bfloat16"), (False, "float32")])
+def test_a_wide_model_is_trained_in_what_is_faster_on_this_cpu(train, tmp_path, monkeypatch, capsys, able, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": able}, raising=False)
+    run = train("diff", tmp_path / "x", "--size=1x192x2", "--steps=1")
+    assert f"cpu, {dtype}, log V" in capsys.readouterr().out
+    assert {x.dtype for x in run.checkpoint()["model"].values()} == {torch.float32}
+    train("diff", tmp_path / "y", f"--init_from={tmp_path / 'x'}", "--size=1x192x2", "--steps=1")
+    assert f"cpu, {dtype}, log V" in capsys.readouterr().out
+    train("diff", tmp_path / "x", "--size=1x192x2", "--steps=2", "--resume", "--dtype=float32")
+    assert "cpu, float32, log V" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fail", [lambda: torch.empty(1 << 60, dtype=torch.uint8), lambda: bytearray(1 << 60)])
