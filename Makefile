@@ -9,7 +9,7 @@ demo: .venv/installed
 	.venv/bin/python demo.py $(ARGS)
 
 test: .venv/installed-dev
-	.venv/bin/python -m pytest -n auto --cov --cov-fail-under=90 $(ARGS)
+	.venv/bin/python -m pytest -n auto --dist worksteal --cov --cov-fail-under=90 $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

@@ -40,7 +40,7 @@ def spread(objective, fsdp, world, device, dtype):
 
     A block's weights are gathered when it is run, and let go behind it; so a rank needs room for its share and for one block.
     dtype: that of the matrix products. On a GPU blocks are gathered in it: what autocast made of them would stay for the
-    backward pass. On a CPU its LayerNorm (gpt2.py) wants float32 weights.
+    backward pass. On a CPU they stay float32, which LayerNorm (gpt2.py) needs there.
     """
     if world == 1:
         return objective
