@@ -24,7 +24,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         """Return (N,) nats in fp32 for logits (N, V) of any dtype and x0 (N,)."""
         ctx.rows = max(1, (1 << (26 if logits.is_cuda else 18)) // logits.size(1))  # on a CPU a chunk stays in its cache
         ctx.save_for_backward(logits, x0)
-        many = logits.size(1) > 1 << 16 and logits.device.type == "cpu"  # there PyTorch adds them one by one: 1e-5 nats are lost
+        many = logits.size(1) > 1 << 16 and logits.device.type == "cpu"  # it adds them one by one: 1e-5 nats are lost
         parts = zip(logits.split(ctx.rows), x0.split(ctx.rows))
         return torch.cat([F.cross_entropy(part.double() if many else part.float(), x, reduction="none").float()
                           for part, x in parts])
