@@ -21,6 +21,12 @@ FLAGS = ["--tokenizer=bytes", "--size=2x16x2", "--batch_size=8", "--steps=4", "-
          "--eval_sequences=6"]
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")  # coverage makes the compiler half as fast; other tests run the same lines
+
+
 class Run:
     """What a training run left behind."""
 

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers  # its parts are imported where they are named: 3 s that a process without these tests need not wait
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
 import ar2diff
 import eval as eval_script
@@ -42,8 +42,9 @@ def make(folder, shape, seed=0):
     """Save a random GPT-2 by transformers. Its own start has biases of 0 and gains of 1, which would hide a swapped pair."""
     torch.manual_seed(seed)
     n_layer, width, n_head = shape
-    reference = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=POSITIONS, n_layer=n_layer, n_embd=width, n_head=n_head,
-                                           bos_token_id=EOS, eos_token_id=EOS))
+    config = transformers.GPT2Config(vocab_size=V, n_positions=POSITIONS, n_layer=n_layer, n_embd=width, n_head=n_head,
+                                     bos_token_id=EOS, eos_token_id=EOS)
+    reference = transformers.GPT2LMHeadModel(config)
     with torch.no_grad():
         for name, p in reference.named_parameters():  # and matrices large enough that it does more than echo what it is fed
             p.copy_(p + 0.3 * torch.randn_like(p) if p.dim() == 1 else (2 if "wte" in name else 10) * p)
@@ -115,7 +116,7 @@ def continuation(c, prompt, n):
 def test_greedy_continuations_are_those_of_transformers_before_and_after_export(pair, tmp_path):
     reference, _, c = pair
     gpt2.export(c, tmp_path / "out")
-    exported = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
+    exported = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
     assert exported.config.vocab_size == 384 and exported.config.eos_token_id == exported.config.bos_token_id == EOS
     for seed in range(4):
         prompt = tokens(1, 5, seed=seed)
@@ -200,7 +201,7 @@ def test_a_changed_token_moves_exactly_the_targets_that_may_see_it(small, patter
                                                       (48, 1600, 1_557_611_200)])
 def test_the_four_sizes_have_the_number_of_parameters_that_the_reference_gives_them(n_layer, width, n_params):
     with torch.device("meta"):
-        reference = GPT2LMHeadModel(GPT2Config(n_layer=n_layer, n_embd=width, n_head=width // 64))
+        reference = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_layer=n_layer, n_embd=width, n_head=width // 64))
         assert gpt2.GPT2(50257, n_layer, width, width // 64).n_params() == reference.num_parameters() == n_params
 
 
@@ -318,7 +319,7 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, small, tas
         batch = open_data(task, tokenizer_of(c), 8, 7).train_batch(0, 0, range(8), 8)
         known, targets = batch.inputs.clamp(max=V - 1), batch.targets  # PAD ids, which transformers lacks, are masked
         fed = F.pad(targets[:, :-1], (1, 0), value=EOS)
-        model = GPT2LMHeadModel.from_pretrained(exported(c, tmp_path / "reference")).eval()
+        model = transformers.GPT2LMHeadModel.from_pretrained(exported(c, tmp_path / "reference")).eval()
         logits = reference_logits(model, known, fed, ("causal", "causal"), batch.pad_mask)
         assert abs(losses[0] - cross_entropy(logits, targets).mean()) < 1e-5
         assert process_of(now) == process_of(c)
@@ -356,7 +357,7 @@ def test_what_was_trained_resumes_and_goes_back_to_transformers(train, small, tm
     assert all(torch.equal(one[k], two[k]) for k in one)
     gpt2.main([str(resumed.folder), str(tmp_path / "out")])
     assert "'bytes'" in capsys.readouterr().out
-    reference, y = GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval(), tokens(2, 20)
+    reference, y = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval(), tokens(2, 20)
     with torch.no_grad():
         plain = reference(y).logits
     assert (forward(build_model(resumed.checkpoint()).eval(), y[:, :0], y, ("causal", "causal")) - plain).abs().max() < 1e-5

@@ -289,6 +289,7 @@ def test_a_slip_of_one_token_fails_the_tests():
     assert n_passed == 0
 
 
+@pytest.mark.slow
 def test_a_problem_has_6_or_12_programs_and_training_shows_several():
     n_problems = len(synthetic._deck(0, "train"))
     spellings, wordings = collections.defaultdict(set), collections.defaultdict(set)
@@ -304,6 +305,7 @@ def test_a_problem_has_6_or_12_programs_and_training_shows_several():
     assert sum(map(len, shown.values())) / len(shown) > 2.5
 
 
+@pytest.mark.slow
 def test_no_problem_of_valid_or_test_occurs_in_training():
     seen = {split: {read_task(e["input"])[0] for e in examples("code", split, 20_000 if split == "train" else None)}
             for split in SPLITS}

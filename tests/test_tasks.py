@@ -140,6 +140,7 @@ def test_real_multi30k_has_the_published_counts(tmp_path, langs):
     assert "Two young, White males are outside near many bushes." in first["input"] + first["target"]
 
 
+@pytest.mark.slow
 def test_real_squad_has_the_published_counts_and_no_shared_passage(tmp_path):
     counts = write_task("squad", tmp_path / "out", real_data())
     assert counts["train"] + counts["valid"] == 87599 and counts["test"] == 10570

@@ -1,14 +1,18 @@
 """train_loop.py: the same run however it is split, stopped or watched; a run that goes wrong costs nothing that was there."""
 import errno
+import gc
 import itertools
+import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.multiprocessing.spawn import start_processes
 
 import run_log
 import train_ar
@@ -147,32 +152,34 @@ def two_ranks(*command, timeout=100):
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
 
 
-def compiling_script(folder, backend):
-    """Write train_diff.py with a compiler that counts and needs no C++ compiler; return its path.
+def be_a_rank(rank, port, folder, backend, flags):
+    """Train as one of two ranks; leave in the folder what it said, what it compiled, and its copies of the model at the end.
 
-    backend: eager traces only; aot_eager also derives the backward pass of each graph, which takes three times as long.
+    backend: of a compiler that needs no C++ compiler: eager traces only, aot_eager also derives the backward pass.
     """
-    script = folder / "compiling.py"
-    script.write_text("import functools, gc, sys, torch\n"
-                      "from torch._dynamo.testing import CompileCounterWithBackend\n"
-                      f"sys.path.insert(0, {str(ROOT)!r})\n"
-                      f"counter = CompileCounterWithBackend({backend!r})\n"
-                      "torch.compile = functools.partial(torch.compile, backend=counter)\n"
-                      "destroy, copy = torch.distributed.destroy_process_group, torch.nn.parallel.DistributedDataParallel\n"
-                      "def destroy_and_count():\n"
-                      "    print(f'copies: {sum(type(x) is copy for x in gc.get_objects())}')\n"
-                      "    destroy()\n"
-                      "torch.distributed.destroy_process_group = destroy_and_count\n"
-                      "import train_diff\n"
-                      "train_diff.main()\n"
-                      "print(f'graphs: {counter.frame_count}')\n", encoding="utf-8")
-    return script
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    counter, copies, destroy = CompileCounterWithBackend(backend), [], torch.distributed.destroy_process_group
+    torch.compile = partial(torch.compile, backend=counter)
+
+    def destroy_and_count():
+        copies.append(sum(type(x) is torch.nn.parallel.DistributedDataParallel for x in gc.get_objects()))
+        destroy()
+    torch.distributed.destroy_process_group = destroy_and_count
+    with open(folder / f"rank{rank}.txt", "w") as said, redirect_stdout(said), redirect_stderr(said):
+        train_diff.main(flags)
+    facts = {"graphs": counter.frame_count, "copies": copies}
+    (folder / f"rank{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def compiled_on_two_ranks(process):
-    """Return whether both ranks compiled more than the trial of choose_compile."""
-    graphs = re.findall(r"graphs: (\d+)", process.stdout)
-    return len(graphs) == 2 and min(map(int, graphs)) > 1
+def two_ranks_at_once(folder, *flags, backend="eager"):
+    """Train in two processes that find torch imported, in half of the time of torchrun; return (text, facts) of each."""
+    multiprocessing.set_forkserver_preload(["torch._dynamo.testing", "torch.distributed.fsdp"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    start_processes(be_a_rank, (port, folder, backend, list(map(str, flags))), nprocs=2, start_method="forkserver")
+    texts, facts = ([(folder / f"rank{rank}.{kind}").read_text() for rank in (0, 1)] for kind in ("txt", "json"))
+    return list(zip(texts, map(json.loads, facts)))
 
 
 def nearly(a, b, tolerance=1e-5):
@@ -198,12 +205,9 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
     flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7", *more]
     one = train("diff", tmp_path / "one", *flags)
     shutil.copytree(tmp_path / "one", tmp_path / "two")
-    script = compiling_script(tmp_path, "aot_eager") if compiled else ROOT / "train_diff.py"
-    process = two_ranks(script, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, "--steps=6", "--resume",
-                        "--fsdp", f"--compile={'yes' if compiled else 'no'}")
-    assert process.returncode == 0, process.stderr
-    assert compiled_on_two_ranks(process) == compiled
-    assert "returned a view" not in process.stderr
+    ranks = two_ranks_at_once(tmp_path, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, "--steps=6",
+                              "--resume", "--fsdp", f"--compile={'yes' if compiled else 'no'}", backend="aot_eager")
+    assert all((facts["graphs"] > 1) == compiled and "returned a view" not in text for text, facts in ranks)
     one, two = train("diff", tmp_path / "one", *flags, "--steps=6", "--resume"), type(one)(tmp_path / "two")
     for step in (6, 8):
         a, b = one.checkpoint(), two.checkpoint()
@@ -218,11 +222,9 @@ def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train,
 def test_a_compiled_run_on_two_ranks_is_the_same_as_one_that_is_not_compiled_and_its_copies_end_before_their_group(
         train, task, tmp_path):
     flags = ["--eval_sequences=0"]  # half as much to compile
-    process = two_ranks(compiling_script(tmp_path, "eager"), f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags,
-                        "--compile=yes")
-    assert process.returncode == 0, process.stderr
-    assert compiled_on_two_ranks(process)
-    assert re.findall(r"copies: (\d+)", process.stdout) == ["0", "0"], "a copy that outlives the process group may hang"
+    ranks = two_ranks_at_once(tmp_path, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, "--compile=yes")
+    assert all(facts["graphs"] > 1 for _, facts in ranks), "no more than the trial of choose_compile"
+    assert all(facts["copies"] == [0] for _, facts in ranks), "a copy that outlives the process group may hang"
     one = train("diff", tmp_path / "one", *flags)
     two = type(one)(tmp_path / "two")
     assert close(two.log(), one.log()) and nearly(two.checkpoint()["model"], one.checkpoint()["model"])
