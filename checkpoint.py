@@ -21,7 +21,7 @@ from diffusion import PROCESSES
 from gpt2 import GPT2, PUBLISHED, WEIGHTS, fetch_weights, import_weights
 from model import Transformer
 
-FORMAT = "ar2diff-2"
+FORMAT = "ar2diff-3"
 FLAVOURS = {"ar2diff": Transformer, "gpt2": GPT2}
 
 

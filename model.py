@@ -132,49 +132,42 @@ def joined(past, k, v):
 
 def waves(start, n, dim, device, base=10000.0):
     """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1 at wavelengths of 2 pi to 2 pi base."""
-    frequencies = base ** (-torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    frequencies = torch.logspace(0, 2 / dim - 1, dim // 2, base, device=device)
     angles = (start + torch.arange(n, device=device, dtype=torch.float32))[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
-def rotary_angles(start, n, head_dim, device):
-    """Return (cos, sin), each (n, 1, 1, D), of the rotary angles of positions start .. start+n-1 (arXiv 2104.09864).
+def rotate(x, turn):
+    """Turn each pair of x (B, T, n, H, D), dimensions 2i and 2i + 1, as a complex number; turn (T, 1, 1, D/2, 2).
 
-    Dimensions i and i + D/2 are a pair and share an angle; sin is negative in the first half, as rotate() wants it.
+    Rotary position embedding (arXiv 2104.09864): angles grow with the column, so scores depend on distances only, and padding
+    shifts nothing.
     """
-    cos, sin = (x[:, None, None] for x in waves(start, n, head_dim, device))             # (n, 1, 1, D/2)
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x, cos, sin):
-    """Rotate each pair of x (B, T, n, H, D) by its column's angle: scores depend on distances only; padding shifts nothing."""
-    return torch.addcmul(x * cos, x.roll(x.size(-1) // 2, dims=-1), sin).type_as(x)
-
-
-class RMSNorm(torch.autograd.Function):
-    """y = x / rms(x) with its own backward pass, (g - y mean(g y)) / rms(x): half of the operations PyTorch takes on a CPU.
-
-    Differentiable once. To call such a function takes longer than to norm one token: decoding goes without.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        rms = norm.square_().div_(x.size(-1)).add_(torch.finfo(norm.dtype).eps).sqrt_().type_as(x)
-        y = x / rms
-        ctx.save_for_backward(y, rms)
-        return y
-
-    @staticmethod
-    def backward(ctx, grad):
-        y, rms = ctx.saved_tensors
-        return torch.addcmul(grad, y, (grad * y).mean(-1, keepdim=True), value=-1).div_(rms)
+    pairs = x.view(*x.shape[:-1], -1, 2)                                                 # (B, T, n, H, D/2, 2)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one operation; as complex numbers it knows no bfloat16
+        pairs = pairs.to(torch.promote_types(x.dtype, torch.float32))
+        pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
+    else:
+        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
+        pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return pairs.flatten(-2).type_as(x)
 
 
 def rms_norm(x):
-    """RMSNorm over the last dimension (arXiv 1910.07467). No gain: the linear layer behind it can hold one."""
-    own = torch.is_grad_enabled() and x.device.type == "cpu"  # PyTorch's is one kernel on a GPU
-    return RMSNorm.apply(x) if own else F.rms_norm(x, x.shape[-1:])
+    """RMSNorm over the last dimension (arXiv 1910.07467), 0 for 0. No gain: the linear layer behind it can hold one.
+
+    Differentiable once.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
+        return F.rms_norm(x, x.shape[-1:], eps=1e-12)
+    # There PyTorch has no kernel for it, but one for weight normalisation (arXiv 1602.07868), which gives each row a length.
+    rows = x.reshape(-1, x.size(-1)).contiguous()                                        # (N, C)
+    length = rows.new_full((len(rows), 1), x.size(-1) ** 0.5)
+    y, norm = torch._weight_norm_interface(rows, length, 0)                              # (N, C), (N, 1)
+    if not norm.all():
+        some = norm > 0
+        y = torch._weight_norm(rows.where(some, 1.0), length, 0).where(some, 0.0)  # else 0 / 0, and its gradient nan
+    return y.view_as(x)
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -210,12 +203,12 @@ class CrossAttention(nn.Module):
     def keys_values(self, encoded, rotary):
         """Return keys and values (B, H, S, D) of the encoder's output (B, S, C)."""
         k, v = self.kv(encoded).unflatten(-1, (2, self.n_head, self.head_dim)).split(1, dim=2)
-        k = rotate(rms_norm(k), *rotary)                                                 # (B, S, 1, H, D)
+        k = rotate(rms_norm(k), rotary)                                                 # (B, S, 1, H, D)
         return tuple(t.squeeze(2).transpose(1, 2) for t in (k, v))                       # 2 x (B, H, S, D)
 
     def forward(self, x, rotary, keys_values, pad_mask):
         q = self.q(x).unflatten(-1, (1, self.n_head, self.head_dim))                     # (B, T, 1, H, D)
-        q = rotate(rms_norm(q), *rotary).squeeze(2).transpose(1, 2)                      # (B, H, T, D)
+        q = rotate(rms_norm(q), rotary).squeeze(2).transpose(1, 2)                      # (B, H, T, D)
         if pad_mask is None:
             return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
@@ -245,7 +238,7 @@ class Block(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
         qk, v = qkv.split((2, 1), dim=2)
-        qk = rotate(rms_norm(qk), *rotary)                                               # QK-norm: scores stay bounded
+        qk = rotate(rms_norm(qk), rotary)                                               # QK-norm: scores stay bounded
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
         k, v = joined(past, k, v)                                                        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
@@ -329,7 +322,9 @@ class Transformer(nn.Module):
         return self.dropout(x + places.to(self.embedding.weight.dtype))
 
     def rotary(self, start, n):
-        return rotary_angles(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
+        """Return the cos and sin of the angles of positions start .. start+n-1, as rotate() wants them."""
+        angles = waves(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
+        return torch.stack(angles, dim=-1)[:, None, None]                                # (n, 1, 1, D/2, 2)
 
     def encode(self, inputs, pad_mask=None, attention="causal"):
         """Encode the inputs once for any number of decode() calls.

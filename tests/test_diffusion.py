@@ -508,7 +508,7 @@ def test_a_little_noise_and_a_model_that_copies_what_it_sees_keep_the_text_and_p
 
 @every_decoder
 def test_at_temperature_zero_the_argmax_of_the_logits_is_what_a_draft_shows(process, options):
-    model, batch = tiny_model(vector_width=process.vector_width), all_kinds_of_rows()
+    model, batch = tiny_model(seed=1, vector_width=process.vector_width), all_kinds_of_rows()  # one that does not say one word
     with torch.no_grad():
         model.embedding.weight *= 0.01  # logits so close to each other that a draw at any temperature would show
     spy = Spy(model)
@@ -618,7 +618,7 @@ def test_on_random_text_the_loss_of_every_noise_level_is_that_of_the_ideal_denoi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process, n_steps", [(PROCESS, 180), (ABSORBING, 90), (GAUSSIAN, 90)],
+@pytest.mark.parametrize("process, n_steps", [(PROCESS, 180), (ABSORBING, 90), (GAUSSIAN, 120)],
                          ids=["uniform", "absorbing", "gaussian"])
 def test_one_batch_is_memorised_to_a_loss_near_zero_and_decoded_exactly(process, n_steps):
     torch.manual_seed(0)

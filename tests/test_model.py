@@ -22,7 +22,6 @@ from model import (
     attention_mask,
     flops,
     rms_norm,
-    rotary_angles,
     rotate,
     shape_of,
     squared_relu,
@@ -77,7 +76,7 @@ def may_see(inputs_attention, targets_attention, n_inputs, n_targets):
 
 
 def rms_normed(x):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + np.finfo(np.float32).eps)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True))
 
 
 def waves(positions, n):
@@ -89,7 +88,7 @@ def attended(q, k, v, seen, n_head, first_query, first_key):
     """Return (B, T, C): what each query takes from the values it may see, nothing where it sees none. Seen: (B, T, L)."""
     def placed(x, first):
         x = rms_normed(x)
-        z = (x[..., :D // 2] + 1j * x[..., D // 2:]) * waves(first + np.arange(x.shape[1]), D // 2)
+        z = (x[..., ::2] + 1j * x[..., 1::2]) * waves(first + np.arange(x.shape[1]), D // 2)
         return np.concatenate((z.real, z.imag), axis=-1)
 
     D, heads = q.shape[-1] // n_head, []
@@ -357,33 +356,45 @@ def test_targets_stand_at_the_same_positions_however_wide_the_inputs_are_padded(
 
 
 def test_rotary_scores_depend_on_the_distance_only():
-    D = 8
+    D, rotary = 8, Transformer(V, n_layer=1, width=16, n_head=2).rotary
     q, k = torch.randn(2, D, generator=torch.Generator().manual_seed(0)).double()
-    at = lambda x, position: rotate(x[None], *(angle.double() for angle in rotary_angles(position, 1, D, "cpu")))
+    at = lambda x, position: rotate(x[None], rotary(position, 1).double())
     score = lambda m, n: float((at(q, m) * at(k, n)).sum())
     for distance in (-7, -1, 0, 1, 7):
         frequencies = 10000.0 ** (-np.arange(0, D, 2) / D)
-        pairs = lambda x: x[:D // 2].numpy() + 1j * x[D // 2:].numpy()
+        pairs = lambda x: x[::2].numpy() + 1j * x[1::2].numpy()
         closed_form = (pairs(q) * pairs(k).conj() * np.exp(1j * distance * frequencies)).real.sum()
         for n in (7, 50, 1000):
             assert abs(score(n + distance, n) - closed_form) < 1e-3  # float32 angles of position 1000
     assert abs(score(3, 0) - score(0, 0)) > 0.01
-    first, second = rotary_angles(0, 4, D, "cpu"), rotary_angles(4, 3, D, "cpu")
-    assert all(torch.equal(torch.cat(pair), whole) for pair, whole in zip(zip(first, second), rotary_angles(0, 7, D, "cpu")))
+    assert torch.equal(torch.cat((rotary(0, 4), rotary(4, 3))), rotary(0, 7))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2 ** -5)])
 def test_rms_norm_has_the_values_and_the_gradient_of_pytorchs(dtype, tolerance):
     x, upstream = (torch.randn(50, 3, 32, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(2))
-    x[0], x[1] = 0.0, 1e-4 * x[1]  # where epsilon is all, and where it counts
+    x[1] = 1e-2 * x[1]  # small, and an epsilon of 1e-7 would count
     found = []
-    for function in (rms_norm, lambda x: F.rms_norm(x, (32,))):
+    for function in (rms_norm, lambda x: F.rms_norm(x, (32,), eps=1e-12)):
         leaf = x.clone().requires_grad_()
-        y = function(leaf)
+        y = torch.stack([function(part.squeeze(1)) for part in leaf.split(1, dim=1)], dim=1)  # rows with gaps between them
         y.backward(upstream)
-        found.append(torch.stack((y.detach(), leaf.grad * x.float().square().mean(-1, keepdim=True).add(1e-7).sqrt())).float())
+        found.append(torch.stack((y.detach(), leaf.grad * x.float().square().mean(-1, keepdim=True).sqrt())).float())
     assert (found[0] - found[1]).abs().max() < tolerance
     assert torch.autograd.gradcheck(rms_norm, torch.tensor([[-1.0, 0.5, 2.0]], dtype=torch.float64, requires_grad=True))
+
+
+def test_rms_norm_of_nothing_is_nothing_without_a_gradient_and_its_neighbours_notice_nothing():
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    holes = x.clone().index_fill_(0, torch.tensor([1, 3]), 0.0).requires_grad_()
+    whole = x.clone().requires_grad_()
+    y, expected = rms_norm(holes), rms_norm(whole)
+    (y ** 3).sum().backward()
+    (expected ** 3)[::2].sum().backward()
+    assert torch.equal(y[::2], expected[::2]) and torch.equal(holes.grad[::2], whole.grad[::2])
+    assert not y[1::2].any() and not holes.grad[1::2].any()
+    assert rms_norm(x.index_fill(0, torch.tensor([1]), math.nan))[1].isnan().all(), "a run that diverges must be seen to"
+    assert rms_norm(x[:0]).shape == (0, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
