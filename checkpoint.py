@@ -71,8 +71,10 @@ def load_checkpoint(path, device="cpu", tokenizer=None):
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         reason = f"{type(error).__name__}: {error}".split(". ")[0]
         raise UserError(f"{file} is truncated or no checkpoint ({reason}); use an older one") from error
-    check(isinstance(checkpoint, dict) and checkpoint.get("format") == FORMAT,
-          f"{file} was not written by this project (no format {FORMAT!r} in it)")
+    found = str(checkpoint.get("format")) if isinstance(checkpoint, dict) else ""
+    check(not found.startswith("ar2diff-") or found == FORMAT,
+          f"{file} was written by another version of this project ({found}, not {FORMAT}); train it again, or use that version")
+    check(found == FORMAT, f"{file} was not written by this project (no format {FORMAT!r} in it)")
     return checkpoint
 
 

@@ -132,19 +132,19 @@ def joined(past, k, v):
 
 def waves(start, n, dim, device, base=10000.0):
     """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1 at wavelengths of 2 pi to 2 pi base."""
-    frequencies = torch.logspace(0, 2 / dim - 1, dim // 2, base, device=device)
+    frequencies = base ** torch.linspace(0, 2 / dim - 1, dim // 2, device=device)
     angles = (start + torch.arange(n, device=device, dtype=torch.float32))[:, None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x, turn):
-    """Turn each pair of x (B, T, n, H, D), dimensions 2i and 2i + 1, as a complex number; turn (T, 1, 1, D/2, 2).
+    """Turn each pair of x (B, T, n, H, D), dimensions 2i and 2i + 1, as a complex number; turn (T, 1, 1, D/2, 2): cos, sin.
 
     Rotary position embedding (arXiv 2104.09864): angles grow with the column, so scores depend on distances only, and padding
     shifts nothing.
     """
-    pairs = x.view(*x.shape[:-1], -1, 2)                                                 # (B, T, n, H, D/2, 2)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one operation; as complex numbers it knows no bfloat16
+    pairs = x.view(*x.shape[:-1], x.size(-1) // 2, 2)                                    # (B, T, n, H, D/2, 2)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one operation; complex numbers have no bfloat16
         pairs = pairs.to(torch.promote_types(x.dtype, torch.float32))
         pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
     else:
@@ -160,12 +160,12 @@ def rms_norm(x):
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
         return F.rms_norm(x, x.shape[-1:], eps=1e-12)
-    # There PyTorch has no kernel for it, but one for weight normalisation (arXiv 1602.07868), which gives each row a length.
+    # On a CPU PyTorch has no kernel for it, but one for weight normalisation (arXiv 1602.07868), which gives each row a length.
     rows = x.reshape(-1, x.size(-1)).contiguous()                                        # (N, C)
     length = rows.new_full((len(rows), 1), x.size(-1) ** 0.5)
     y, norm = torch._weight_norm_interface(rows, length, 0)                              # (N, C), (N, 1)
     if not norm.all():
-        some = norm > 0
+        some = norm != 0  # so nan stays nan
         y = torch._weight_norm(rows.where(some, 1.0), length, 0).where(some, 0.0)  # else 0 / 0, and its gradient nan
     return y.view_as(x)
 
@@ -203,12 +203,12 @@ class CrossAttention(nn.Module):
     def keys_values(self, encoded, rotary):
         """Return keys and values (B, H, S, D) of the encoder's output (B, S, C)."""
         k, v = self.kv(encoded).unflatten(-1, (2, self.n_head, self.head_dim)).split(1, dim=2)
-        k = rotate(rms_norm(k), rotary)                                                 # (B, S, 1, H, D)
+        k = rotate(rms_norm(k), rotary)                                                  # (B, S, 1, H, D)
         return tuple(t.squeeze(2).transpose(1, 2) for t in (k, v))                       # 2 x (B, H, S, D)
 
     def forward(self, x, rotary, keys_values, pad_mask):
         q = self.q(x).unflatten(-1, (1, self.n_head, self.head_dim))                     # (B, T, 1, H, D)
-        q = rotate(rms_norm(q), rotary).squeeze(2).transpose(1, 2)                      # (B, H, T, D)
+        q = rotate(rms_norm(q), rotary).squeeze(2).transpose(1, 2)                       # (B, H, T, D)
         if pad_mask is None:
             return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
@@ -238,7 +238,7 @@ class Block(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
         qk, v = qkv.split((2, 1), dim=2)
-        qk = rotate(rms_norm(qk), rotary)                                               # QK-norm: scores stay bounded
+        qk = rotate(rms_norm(qk), rotary)                                                # QK-norm: scores stay bounded
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
         k, v = joined(past, k, v)                                                        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)

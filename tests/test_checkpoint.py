@@ -82,6 +82,12 @@ def test_a_truncated_pickle_is_a_clear_error_too(tmp_path, protocol):
         refusal(tmp_path / "part.pt")
 
 
+def test_a_checkpoint_of_another_version_is_told_from_a_foreign_file(tmp_path):
+    for found, words in (("ar2diff-1", "another version of this project (ar2diff-1"), ("other", "was not written by this")):
+        torch.save({"format": found}, tmp_path / "x.pt")
+        assert words in refusal(tmp_path / "x.pt")
+
+
 @pytest.mark.parametrize("content", [
     b"", b"hello world\n", b"PK\x03\x04", b"\x00" * 1000, b'{"a": 1}', b"\xff\xfe", b"import os\n"])
 def test_a_file_of_another_kind_is_a_clear_error(tmp_path, content):

@@ -508,7 +508,7 @@ def test_a_little_noise_and_a_model_that_copies_what_it_sees_keep_the_text_and_p
 
 @every_decoder
 def test_at_temperature_zero_the_argmax_of_the_logits_is_what_a_draft_shows(process, options):
-    model, batch = tiny_model(seed=1, vector_width=process.vector_width), all_kinds_of_rows()  # one that does not say one word
+    model, batch = tiny_model(seed=1, vector_width=process.vector_width), all_kinds_of_rows()  # argmax: not one word everywhere
     with torch.no_grad():
         model.embedding.weight *= 0.01  # logits so close to each other that a draw at any temperature would show
     spy = Spy(model)

@@ -177,10 +177,14 @@ def two_ranks_at_once(folder, *flags, backend="eager"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks, start = start_processes(be_a_rank, (port, folder, backend, list(map(str, flags))), nprocs=2, join=False, daemon=True,
-                                   start_method="forkserver"), time.time()
+    ranks = start_processes(be_a_rank, (port, folder, backend, list(map(str, flags))), nprocs=2, join=False, daemon=True,
+                            start_method="forkserver")
+    deadline = time.time() + 100
     while not ranks.join(timeout=1):
-        assert time.time() < start + 100, "the ranks wait for each other"
+        if time.time() > deadline:
+            for process in ranks.processes:
+                process.kill()
+            pytest.fail("the ranks wait for each other")
     texts, facts = ([(folder / f"rank{rank}.{kind}").read_text() for rank in (0, 1)] for kind in ("txt", "json"))
     return list(zip(texts, map(json.loads, facts)))
 
