@@ -618,10 +618,10 @@ def test_on_random_text_the_loss_of_every_noise_level_is_that_of_the_ideal_denoi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("process, n_steps", [(PROCESS, 180), (ABSORBING, 90), (GAUSSIAN, 120)],
+@pytest.mark.parametrize("process, n_steps", [(PROCESS, 180), (ABSORBING, 90), (GAUSSIAN, 90)],
                          ids=["uniform", "absorbing", "gaussian"])
 def test_one_batch_is_memorised_to_a_loss_near_zero_and_decoded_exactly(process, n_steps):
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     batch = ragged_batch(lengths=(4, 2, 1, 3))
     model = Transformer(V, n_layer=2, width=32, n_head=2, vector_width=process.vector_width)
     batch.targets[0, 3:] = torch.tensor([EOS, PAD, PAD])
