@@ -17,27 +17,33 @@ class Losses(NamedTuple):
 
 class ChunkedCrossEntropy(torch.autograd.Function):
     """-log softmax(logits)[x0], in fp32 a few rows at a time: with a large vocabulary all logits in fp32, and once more
-    as probabilities for the backward pass, would need more memory than the model."""
+    as probabilities for the backward pass, would need more memory than the model.
+
+    One softmax serves both passes: the derivative by a logit, its probability minus 1 at x0, is what is kept of the logits.
+    """
 
     @staticmethod
     def forward(ctx, logits, x0):
         """Return (N,) nats in fp32 for logits (N, V) of any dtype and x0 (N,)."""
-        ctx.rows = max(1, (1 << (26 if logits.is_cuda else 18)) // logits.size(1))  # on a CPU a chunk stays in its cache
-        ctx.save_for_backward(logits, x0)
+        ctx.rows = max(1, (1 << (26 if logits.is_cuda else 19)) // logits.size(1))  # on a CPU a chunk stays in its cache
         many = logits.size(1) > 1 << 16 and logits.device.type == "cpu"  # it adds them one by one: 1e-5 nats are lost
-        parts = zip(logits.split(ctx.rows), x0.split(ctx.rows))
-        return torch.cat([F.cross_entropy(part.double() if many else part.float(), x, reduction="none").float()
-                          for part, x in parts])
+        slopes, nats = torch.empty_like(logits) if ctx.needs_input_grad[0] else None, []
+        for i in range(0, len(logits), ctx.rows):
+            part, x = logits[i:i + ctx.rows].to(torch.float64 if many else torch.float32), x0[i:i + ctx.rows, None]
+            p = part.softmax(-1)
+            # -log p[x0], by way of the likeliest token, whose probability is no smaller than 1 / V: others may be 0 in fp32.
+            nats.append(part.amax(-1) - part.gather(1, x)[:, 0] - p.amax(-1).log())
+            if slopes is not None:
+                slopes[i:i + ctx.rows] = p.scatter_add_(1, x, p.new_full(x.shape, -1.0))
+        ctx.save_for_backward(slopes)
+        return torch.cat(nats).float()
 
     @staticmethod
     def backward(ctx, grad):
-        """The derivative by a logit is its probability, minus 1 at x0."""
-        logits, x0 = ctx.saved_tensors
-        result = torch.empty_like(logits)
-        for part, out, x, g in zip(*(tensor.split(ctx.rows) for tensor in (logits, result, x0, grad))):
-            p = torch.softmax(part, -1, torch.float32, out=out if out.dtype == torch.float32 else None)  # then p is out already
-            out.copy_(p.mul_(g[:, None]).scatter_add_(1, x[:, None], -g[:, None]))
-        return result, None
+        slopes, = ctx.saved_tensors
+        for part, g in zip(slopes.split(ctx.rows), grad.split(ctx.rows)):
+            part.copy_(part.float().mul_(g[:, None]))  # of fp32 float() is the part itself
+        return slopes, None
 
 
 def cross_entropy(logits, x0, soft=None):

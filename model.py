@@ -164,7 +164,7 @@ def rms_norm(x):
     rows = x.reshape(-1, x.size(-1)).contiguous()                                        # (N, C)
     length = rows.new_full((len(rows), 1), x.size(-1) ** 0.5)
     y, norm = torch._weight_norm_interface(rows, length, 0)                              # (N, C), (N, 1)
-    if not norm.all():
+    if not norm.min().item() > 0:
         some = norm != 0  # so nan stays nan
         y = torch._weight_norm(rows.where(some, 1.0), length, 0).where(some, 0.0)  # else 0 / 0, and its gradient nan
     return y.view_as(x)
@@ -175,7 +175,7 @@ class SquaredReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        h = F.relu(x)
+        h = x.relu_()
         ctx.save_for_backward(h)
         return h * h
 
@@ -186,8 +186,10 @@ class SquaredReLU(torch.autograd.Function):
 
 
 def squared_relu(x):
-    """Return relu(x)^2 (arXiv 2109.08668)."""
-    return SquaredReLU.apply(x) if torch.is_grad_enabled() else F.relu(x).square()
+    """Return relu(x)^2 (arXiv 2109.08668), in the memory of x where it is no longer needed: pass what nobody else reads."""
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
+    return SquaredReLU.apply(x) if torch.is_grad_enabled() else x.relu_().square_()
 
 
 class CrossAttention(nn.Module):

@@ -89,13 +89,28 @@ def test_cross_entropy_in_chunks_is_the_plain_one_and_so_is_its_gradient(dtype, 
     assert found.grad.dtype == dtype and (found.grad - expected.grad).abs().max() < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
-def test_cross_entropy_keeps_no_copy_of_the_logits_for_its_backward_pass():
+def test_cross_entropy_keeps_one_tensor_like_the_logits_which_becomes_their_gradient():
     logits, kept = torch.randn(4, 8, 1000, dtype=torch.bfloat16, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        cross_entropy(logits, torch.zeros(4, 8, dtype=torch.long))
-    assert [x.shape for x in kept if x.numel() > 32] == [(32, 1000)]
-    assert all(x.data_ptr() == logits.data_ptr() for x in kept if x.numel() > 32)
+        total = cross_entropy(logits, torch.zeros(4, 8, dtype=torch.long)).sum()
+    large, = [x for x in kept if x.numel() > 32]
+    assert large.shape == (32, 1000) and large.dtype == torch.bfloat16
+    grad, = torch.autograd.grad(total, logits)
+    assert grad.data_ptr() == large.data_ptr()
 
+
+def test_cross_entropy_refuses_a_second_backward_pass_which_would_scale_its_gradient_twice():
+    logits = torch.randn(2, 3, 5, requires_grad=True)
+    total = 2 * cross_entropy(logits, torch.zeros(2, 3, dtype=torch.long)).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_cross_entropy_of_a_token_far_below_the_smallest_probability():
+    logits = torch.tensor([[[0.0, 500.0, -500.0]]])
+    assert cross_entropy(logits, torch.tensor([[2]])).item() == 1000.0  # its probability is 0 in fp32
+    assert cross_entropy(logits, torch.tensor([[1]])).item() == 0.0
 
 
 def test_perfect_one_hot_logits_lose_nothing_and_only_when_aligned():

@@ -419,13 +419,14 @@ def test_squared_relu_has_the_bits_and_the_gradient_of_its_plain_form(dtype):
     upstream, found = torch.randn(1000, generator=torch.Generator().manual_seed(1)).to(dtype), []
     for function in (squared_relu, lambda x: F.relu(x) * F.relu(x)):
         leaf = x.clone().requires_grad_()
-        y = function(leaf)
+        y = function(leaf.clone())  # its memory is used
         y.backward(upstream)
         found.append((y.detach(), leaf.grad))
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     with torch.no_grad():
-        assert torch.equal(squared_relu(x), found[0][0])
-    assert torch.autograd.gradcheck(squared_relu, torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True))
+        assert torch.equal(squared_relu(x.clone()), found[0][0])
+    x = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: squared_relu(x.clone()), x)
 
 
 @pytest.mark.parametrize("size, n_layer, width, n_head", [("base", 12, 768, 12), ("large", 24, 1024, 16), ("xl", 24, 2048, 32),
