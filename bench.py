@@ -198,7 +198,7 @@ def training_step(kind, config, device, dtype, compiled):
         if kind == "plain GPT":
             model.compile(dynamic=False)
         else:
-            compile_model(model, dynamic=False)
+            compile_model(model, process, dynamic=False)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 

@@ -73,6 +73,7 @@ class Uniform:
     name = "uniform"
     vector_width = 0
     decoders = ("resample", "unrolled", "ancestral")
+    cross_entropy = staticmethod(cross_entropy)  # of the loss: compile_model() compiles it
 
     def corrupt(self, x0, t, noise):
         """Replace each token with probability t (B,) by a random one: q(xt | x0) = (1 - t) [xt = x0] + t / V.
@@ -98,7 +99,7 @@ class Uniform:
         total, first = 0.0, None
         for i in range(self.n_unroll):
             logits = self.predict(model, xt, t, context, noise)                          # (B, T, V)
-            per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)        # (B,)
+            per_sequence = self.cross_entropy(logits, batch.targets, soft).mean(dim=1)   # (B,)
             total = total + per_sequence.mean() / (self.n_unroll if self.unroll_mean else 1)
             first = per_sequence.detach() if first is None else first
             if i + 1 < self.n_unroll:
@@ -211,6 +212,7 @@ class Absorbing:
     name = "absorbing"
     vector_width = 0
     decoders = ("threshold", "confidence", "ancestral")
+    cross_entropy = staticmethod(cross_entropy)  # of the loss: compile_model() compiles it
 
     def corrupt(self, x0, t, noise):
         """Mask each token with probability t (B,)."""
@@ -228,7 +230,7 @@ class Absorbing:
         xt = self.corrupt(batch.targets, t, noise)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         logits = self.predict(model, xt, t, context, noise)
-        nats = cross_entropy(logits, batch.targets, soft).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
+        nats = self.cross_entropy(logits, batch.targets, soft).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
         t = send(t.float(), nats.device)
         per_sequence = nats / t                                                          # t * T tokens are masked on average
         return Losses((per_sequence if self.weighted else nats).mean(), per_sequence.detach(), t)
@@ -310,6 +312,7 @@ class Gaussian:
     anneal_steps: int = 0
     name = "gaussian"
     decoders = ("euler",)
+    cross_entropy = staticmethod(cross_entropy)  # of the loss: compile_model() compiles it
 
     def sigma(self, t):
         """Return the standard deviation of the noise at level t, (B, 1, 1): log sigma is linear in t."""
@@ -342,8 +345,9 @@ class Gaussian:
         if noise.shared(1) < self.self_condition:
             with torch.no_grad():
                 x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat, noise))
+            torch.clear_autocast_cache()  # of weights in bf16 without gradients: older versions of PyTorch would use them again
         logits = self.predict(model, z, t, context, x_hat, noise)
-        per_sequence = cross_entropy(logits, batch.targets, soft).mean(dim=1)
+        per_sequence = self.cross_entropy(logits, batch.targets, soft).mean(dim=1)
         return Losses(per_sequence.mean(), per_sequence.detach(), send(t.float(), per_sequence.device))
 
     @torch.no_grad()

@@ -22,9 +22,10 @@ class Objective(nn.Module):
         return process.loss(self.model, batch, noise)
 
 
-def compile_model(model, blockwise=False, dynamic=None):
+def compile_model(model, process=None, blockwise=False, dynamic=None):
     """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them.
 
+    process: the one to train it by, whose cross-entropy is compiled too.
     dynamic: whether shapes may change, as torch.compile has it: None for a second compilation where they do.
     """
     if blockwise:
@@ -33,6 +34,8 @@ def compile_model(model, blockwise=False, dynamic=None):
     else:
         for name in ("encode", "states", "logits"):
             setattr(model, name, torch.compile(getattr(model, name), dynamic=dynamic))
+    if process is not None:
+        process.cross_entropy = torch.compile(process.cross_entropy, dynamic=dynamic)
 
 
 def spread(objective, fsdp, world, device, dtype):

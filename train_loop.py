@@ -79,7 +79,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
     model.recompute = config.recompute
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     if compiled:
-        compile_model(model, blockwise=config.fsdp)
+        compile_model(model, process, blockwise=config.fsdp)
     objective = spread(Objective(model), config.fsdp, world, device, dtype)
     autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)

@@ -18,7 +18,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 torch.set_num_threads(1)  # a second thread only slows tiny matrices down
 SCRIPTS = {"ar": train_ar, "diff": train_diff}
 FLAGS = ["--tokenizer=bytes", "--size=2x16x2", "--batch_size=8", "--steps=4", "--warmup=2", "--log_every=1",
-         "--eval_sequences=6"]
+         "--eval_sequences=6", "--device=cpu"]
 
 
 def pytest_collection_modifyitems(items):

@@ -567,13 +567,21 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(architecture
         assert (g - exact[name]).norm() < 0.1 * exact[name].norm(), name
 
 
+def compiled(model, process, **options):
+    """Compile the parts of the model, as parallel.compile_model(), with more options; return a copy of the process, likewise."""
+    torch._dynamo.reset()
+    for name in ("encode", "states", "logits"):
+        setattr(model, name, torch.compile(getattr(model, name), **options))
+    process = dataclasses.replace(process)
+    process.cross_entropy = torch.compile(process.cross_entropy, **options)
+    return process
+
+
 def compiled_equals_eager(process, batch, tolerance, backend="inductor", architecture="decoder-only"):
     model = tiny_model(architecture, vector_width=process.vector_width).to(batch.inputs.device)
     loss, gradients = loss_and_gradients(model, process, batch)
     names = list(model.state_dict())
-    torch._dynamo.reset()
-    model.encode = torch.compile(model.encode, backend=backend)  # as train_loop.py does
-    model.decode = torch.compile(model.decode, backend=backend)
+    process = compiled(model, process, backend=backend)
     fast_loss, fast_gradients = loss_and_gradients(model, process, batch)
     assert list(model.state_dict()) == names, "compiling must not rename tensors"
     assert abs(loss - fast_loss) < tolerance
@@ -607,11 +615,8 @@ def test_compiled_equals_eager_on_one_batch():
 @pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2), Absorbing(V - 1),
                                      Uniform(V - 2, inputs_attention="full")])
 def test_every_part_is_one_graph_and_is_not_compiled_again_after_the_first_step(process):
-    model, counter = tiny_model(), CompileCounter()
-    torch._dynamo.reset()
-    for name in ("encode", "states", "logits"):  # as parallel.compile_model
-        setattr(model, name, torch.compile(getattr(model, name), backend=counter, fullgraph=True))
-    graphs = []
+    model, counter, graphs = tiny_model(), CompileCounter(), []
+    process = compiled(model, process, backend=counter, fullgraph=True)
     for step in range(4):
         batch = batch_with_padding()._replace(pad_mask=None)
         model.train()
@@ -627,9 +632,7 @@ def test_every_part_is_one_graph_and_is_not_compiled_again_after_the_first_step(
 @pytest.mark.parametrize("process", [Autoregressive(V - 1, V - 3, V - 2), Uniform(V - 2)])
 def test_inputs_of_many_lengths_take_two_compilations(process):
     model, counter, graphs = tiny_model().train(), CompileCounter(), []
-    torch._dynamo.reset()
-    for name in ("encode", "states", "logits"):
-        setattr(model, name, torch.compile(getattr(model, name), backend=counter, fullgraph=True))
+    process = compiled(model, process, backend=counter, fullgraph=True)
     for n in (8, 16, 24, 32, 40):
         batch = Batch(tokens(4, n), left_padded([n, 3, 2, 0], n), tokens(4, T, seed=1) % (V - 1))
         process.loss(model, batch, Noise(0, "train", 0, range(4))).total.backward()
@@ -673,6 +676,7 @@ def test_a_training_step_never_waits_for_the_gpu(process):
             with torch.autocast("cuda", torch.bfloat16):
                 losses = process.loss(model, batch, Noise(0, "train", step, range(len(batch.inputs))))
             losses.total.backward()
+            assert all(p.grad is not None for p in model.parameters())
             tally.add(losses)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
