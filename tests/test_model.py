@@ -568,7 +568,7 @@ def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(architecture
 
 
 def compiled(model, process, **options):
-    """Compile the parts of the model, as parallel.compile_model(), with more options; return a copy of the process, likewise."""
+    """Compile the parts of the model, as compile_model() but with more options; return a copy of the process, likewise."""
     torch._dynamo.reset()
     for name in ("encode", "states", "logits"):
         setattr(model, name, torch.compile(getattr(model, name), **options))
