@@ -345,7 +345,6 @@ class Gaussian:
         if noise.shared(1) < self.self_condition:
             with torch.no_grad():
                 x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat, noise))
-            torch.clear_autocast_cache()  # of weights in bf16 without gradients: older versions of PyTorch would use them again
         logits = self.predict(model, z, t, context, x_hat, noise)
         per_sequence = self.cross_entropy(logits, batch.targets, soft).mean(dim=1)
         return Losses(per_sequence.mean(), per_sequence.detach(), send(t.float(), per_sequence.device))

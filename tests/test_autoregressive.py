@@ -14,6 +14,7 @@ from autoregressive import Autoregressive, best_of, cross_entropy
 from data.dataset import Batch
 from model import ARCHITECTURES, Transformer
 from noise import Noise
+from parallel import compile_model
 
 V, S, T = 12, 4, 6
 START, EOS, PAD = 9, 10, 11
@@ -97,6 +98,23 @@ def test_cross_entropy_keeps_one_tensor_like_the_logits_which_becomes_their_grad
     assert large.shape == (32, 1000) and large.dtype == torch.bfloat16
     grad, = torch.autograd.grad(total, logits)
     assert grad.data_ptr() == large.data_ptr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cross_entropy_of_a_compiled_model_is_the_same(dtype, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    process = Autoregressive(START, EOS, PAD)
+    compile_model(tiny_model(), process)
+    assert process.cross_entropy is not cross_entropy and PROCESS.cross_entropy is cross_entropy
+    logits, x0 = 3 * torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype), torch.arange(1, 7).view(2, 3)
+    logits[..., 0] = -torch.inf
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    nats, plain = process.cross_entropy(found, x0), cross_entropy(expected, x0)
+    nats.sum().backward()
+    plain.sum().backward()
+    assert nats.dtype == torch.float32 and (nats - plain).abs().max() < 1e-5
+    assert found.grad.dtype == dtype and (found.grad - expected.grad).abs().max() < (1e-6 if dtype == torch.float32 else 4e-3)
 
 
 def test_cross_entropy_refuses_a_second_backward_pass_which_would_scale_its_gradient_twice():
