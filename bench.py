@@ -213,19 +213,18 @@ def training_step(kind, config, device, dtype, compiled):
 
 
 def bench_training(config, device):
-    """Yield rows, one for each kind of training step in each dtype, eager and compiled."""
-    peaks = peaks_of(config, device, tf32=True)
-    modes = itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled])
-    steps = {(kind, *mode): training_step(kind, config, device, *mode) for mode in modes for kind in kinds(config.vocab_size)}
-    times = take_turns({key: step for key, (step, *_) in steps.items()}, config.rounds, device)
-    tokens = config.batch_size * (config.input_len + config.target_len)
-    for (kind, *mode), (step, work, kept) in steps.items():
-        seconds, (dtype, compiled) = times[kind, *mode], mode
-        middle, low, high = ratio(seconds, times["plain GPT", *mode])
-        yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=median(seconds), ratio=middle, low=low, high=high,
-                   tokens_per_second=tokens / median(seconds), mfu=work / median(seconds) / peaks[dtype],
-                   ar=ratio(seconds, times["AR", *mode])[0], arithmetic=work / steps["AR", *mode][1],
-                   memory=peak_memory(step, kept, device))
+    """Yield rows, one for each kind of training step in each dtype, eager and compiled; the kinds of a mode take turns."""
+    peaks, tokens = peaks_of(config, device, tf32=True), config.batch_size * (config.input_len + config.target_len)
+    for dtype, compiled in itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]):
+        steps = {kind: training_step(kind, config, device, dtype, compiled) for kind in kinds(config.vocab_size)}
+        times = take_turns({kind: step for kind, (step, *_) in steps.items()}, config.rounds, device)
+        for kind, (step, work, kept) in steps.items():
+            seconds, (middle, low, high) = median(times[kind]), ratio(times[kind], times["plain GPT"])
+            yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=seconds, ratio=middle, low=low, high=high,
+                       tokens_per_second=tokens / seconds, mfu=work / seconds / peaks[dtype],
+                       ar=ratio(times[kind], times["AR"])[0], arithmetic=work / steps["AR"][1],
+                       memory=peak_memory(step, kept, device))
+        del steps, step  # the models, before the next ones are made
 
 
 # ---- decoding ----
@@ -363,12 +362,13 @@ def main(argv=None):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
           + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
-    training = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
-                    TRAINING, training_line, bench_training(config, device))
-    decoding = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
-                    DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
-    finish(config, device=name, n_params=n_params, peaks=peaks, bytes_per_second=bandwidth, training=training,
-           decoding=decoding)
+    facts = dict(device=name, n_params=n_params, peaks=peaks, bytes_per_second=bandwidth)
+    facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
+                             TRAINING, training_line, bench_training(config, device))
+    finish(config, **facts)  # decoding takes longer: what is known is kept
+    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
+                             DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
+    finish(config, **facts)
 
 
 if __name__ == "__main__":

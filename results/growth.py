@@ -57,16 +57,21 @@ def measure(config, device):
     """Yield rows, one for each size along each axis; the exponents in them are those of the axis."""
     for dtype, (axis, configs) in itertools.product(config.dtypes.split(","), axes(config).items()):
         bench.allow_tf32(axis != "n_samples", device)
-        ways = {size: grown(axis, size, larger, dtype, device) for size, larger in configs.items()}
-        times = bench.take_turns({size: function for size, (function, *_) in ways.items()}, config.rounds, device)
-        rows = [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work, kept=kept,
-                     memory=bench.peak_memory(function, kept, device)) for size, (function, work, kept) in ways.items()]
+        rows = measure_axis(axis, configs, config.rounds, dtype, device)
         first = rows[0]
         for row in rows:
             row["proportional"] = row["kept"] + (first["memory"] - first["kept"]) * row["size"] / first["size"]
         for row in rows:
             yield row | dict(exponent=slope(rows, "seconds"), expected=slope(rows, "flops"),
                              memory_exponent=slope(rows, "memory"), memory_expected=slope(rows, "proportional"))
+
+
+def measure_axis(axis, configs, rounds, dtype, device):
+    """Return a row for each size; its models are let go before those of the next axis are made."""
+    ways = {size: grown(axis, size, larger, dtype, device) for size, larger in configs.items()}
+    times = bench.take_turns({size: function for size, (function, *_) in ways.items()}, rounds, device)
+    return [dict(axis=axis, size=size, dtype=dtype, seconds=median(times[size]), flops=work, kept=kept,
+                 memory=bench.peak_memory(function, kept, device)) for size, (function, work, kept) in ways.items()]
 
 
 HEADING = (f"{'':12s}{'dtype':10s}{'size':>6s}{'ms':>11s}{'GFLOP':>11s}{'exponent':>10s}{'expected':>10s}{'MB':>9s}"

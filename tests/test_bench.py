@@ -32,6 +32,18 @@ def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_pat
     assert all(printed.count(f"\n{kind} ") >= 2 for kind in kinds + ways)
 
 
+def test_an_interrupted_run_leaves_what_it_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "copy_rate", lambda device: 1e9)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(bench, "bench_decoding", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main([*TINY, f"--out={tmp_path}/x.json"])
+    facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    assert len(facts["training"]) == 6 and "decoding" not in facts
+
+
 def test_ratios_are_those_of_the_same_round():
     assert bench.ratio([2, 8, 3], [1, 2, 3])[0] == 2, "2, 4, 1; that of the medians would be 1.5"
     assert bench.ratio([3.0], [2.0]) == (1.5, 1.5, 1.5)
