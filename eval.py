@@ -136,11 +136,11 @@ def evaluate(config):
         one_of("metric", config.metric, ("bits",))
         return evaluate_bits(config, checkpoint, path, meta)
     check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
-    metric, examples = scored_examples(config, path, meta)
     writer = load_writer(config.checkpoint, config)
     greedy = writer.process.name == "speculative" or (writer.process.name == "ar" and writer.options["temperature"] == 0)
     check(config.n_programs == 1 or not greedy,
           f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
+    metric, examples = scored_examples(config, path, meta)
     check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
     if config.out:
         write_predictions(config.out, [], [])  # found out now, not after an hour of decoding
