@@ -28,6 +28,7 @@ WAYS = STEPS | {"10 steps, early stop": [*STEPS["10 steps"], "--early_stop"], "1
 class Config:
     ar: str  # positional: checkpoint, fine-tuned on the task
     diffusion: str  # positional: checkpoint of a uniform model with the same tokenizer and canvas
+    drafter: str | None = None  # another diffusion model of the task, of any process, that drafts for AR too
     n_examples: int = 100  # test examples
     compiled: bool = False  # models by torch.compile
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
@@ -47,6 +48,8 @@ def main(argv=None):
               f"--allow_code_execution={config.allow_code_execution}"]
     ways = {"AR": [config.ar], **{name: [config.diffusion, *flags] for name, flags in WAYS.items()},
             "AR, diffusion drafts": [config.ar, f"--drafter={config.diffusion}"]}
+    if config.drafter is not None:
+        ways[f"AR, {process_of(load_checkpoint(config.drafter)).name} drafts"] = [config.ar, f"--drafter={config.drafter}"]
     settings = {name: parse(evaluation.Config, [*words, *shared]) for name, words in ways.items()}
     writers = {name: load_writer(setting.checkpoint, setting) for name, setting in settings.items()}
     ar = writers["AR"]

@@ -60,9 +60,9 @@ def test_decoders_measures_every_decoder_at_every_number_of_steps(train, diff_ru
 
 def test_tradeoff_asks_every_way_for_every_example_and_scores_the_answers(ar_run, diff_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tradeoff.evaluation, "score", lambda metric, predictions, *args: {metric: (len(predictions), 0.0)})
-    tradeoff.main([str(ar_run.folder), str(diff_run.folder), "--n_examples=3"])
+    tradeoff.main([str(ar_run.folder), str(diff_run.folder), "--n_examples=3", f"--drafter={diff_run.folder}"])
     title, heading, *rows = capsys.readouterr().out.splitlines()
-    names = ["AR", *tradeoff.WAYS, "AR, diffusion drafts"]
+    names = ["AR", *tradeoff.WAYS, "AR, diffusion drafts", "AR, uniform drafts"]
     assert "3 test examples of backwards, one at a time; 0 left out" in title and [row[:24].strip() for row in rows] == names
     cells = {name: row[24:].split() for name, row in zip(names, rows)}
     assert all(c[:2] == ["exact", "3.0"] and float(c[4]) > 0 for c in cells.values())
