@@ -112,7 +112,8 @@ class Autoregressive:
                 allowed = logits.masked_fill(logits < kth, -torch.inf)
             token = noise.categorical(allowed, temperature)                              # (B, 1)
             token = torch.where(done[:, None], self.pad, token)
-            score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
+            if n_samples > 1:  # else there is nothing to choose from
+                score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
             draft[:, i] = token[:, 0]
             done |= token[:, 0] == self.eos
             drafts.append(draft.clone())

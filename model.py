@@ -117,16 +117,15 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None
 
 
 def joined(past, k, v):
-    """Return keys and values (B, H, L, D), those of `past` first: (keys, values, place), place None or where in them k, v go.
+    """Return keys and values (B, H, L, D), those of `past` first: (keys, values, places), places None or those of k and v.
 
-    With a place all of `past` is returned, with the room behind k and v; they are written into it, which no gradient survives.
+    With places (T,) all of `past` is returned, with room behind k and v, which are written into it: no gradient survives that.
     """
     if past is None:
         return k, v
-    keys, values, place = past
-    if place is None:
+    keys, values, places = past
+    if places is None:
         return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
-    places = place + torch.arange(k.size(2), device=k.device)                            # (T,)
     return keys.index_copy_(2, places, k.type_as(keys)), values.index_copy_(2, places, v.type_as(values))
 
 
@@ -399,8 +398,9 @@ class Transformer(nn.Module):
         x, rotary = self.embed_targets(y, context, start), self.rotary(start, T)        # (B, T, C)
         pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
         mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead, place)
+        places = None if place is None else place + torch.arange(T, device=y.device)    # (T,) of y in the cache
         for i, block in enumerate(self.blocks):
-            past = None if context.keys[i] is None else (context.keys[i], context.values[i], place)
+            past = None if context.keys[i] is None else (context.keys[i], context.values[i], places)
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
             x, _ = self.run_block(block, x, rotary, mask, is_causal, past, cross)       # (B, T, C)
         return x
