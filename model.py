@@ -116,6 +116,24 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None
     return mask.expand(*mask.shape[:-2], n_query, n_key), False
 
 
+def attend(q, k, v, mask, is_causal):
+    """Return what queries (B, H, T, D) read of keys and values (B, H, L, D), by attention_mask()'s answer: (B, H, T, D).
+
+    PyTorch's kernel, but where a CPU trains in bfloat16: there its backward pass takes up to five times as long as the products
+    it consists of. Written out, a layer keeps T x L weights (so not for long texts), and scores are rounded to bfloat16, which
+    is exact enough because QK-norm bounds them.
+    """
+    write_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.size(2) <= 512
+    if not write_out:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    scores = q * q.size(-1) ** -0.5 @ k.mT                                               # (B, H, T, L)
+    if is_causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()                    # (T, L)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
 def joined(past, k, v):
     """Return keys and values (B, H, L, D), those of `past` first: (keys, values, places), places None or those of k and v.
 
@@ -211,10 +229,10 @@ class CrossAttention(nn.Module):
         q = self.q(x).unflatten(-1, (1, self.n_head, self.head_dim))                     # (B, T, 1, H, D)
         q = rotate(rms_norm(q), rotary).squeeze(2).transpose(1, 2)                       # (B, H, T, D)
         if pad_mask is None:
-            return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
+            return self.out(attend(q, *keys_values, None, False).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
         seen = (~pad_mask | empty)[:, None, None, :]                                     # (B, 1, 1, S)
-        a = F.scaled_dot_product_attention(q, *keys_values, attn_mask=seen)              # (B, H, T, D)
+        a = attend(q, *keys_values, seen, False)                                         # (B, H, T, D)
         return self.out(a.transpose(1, 2).flatten(2) * ~empty[..., None])                # (B, T, C)
 
 
@@ -242,7 +260,7 @@ class Block(nn.Module):
         qk = rotate(rms_norm(qk), rotary)                                                # QK-norm: scores stay bounded
         q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
         k, v = joined(past, k, v)                                                        # (B, H, L, D)
-        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
+        a = attend(q, k, v, mask, is_causal)                                             # (B, H, T, D)
         a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
         x = x + self.dropout(self.attention_out(a))
         if self.cross is not None:

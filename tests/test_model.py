@@ -19,6 +19,7 @@ from model import (
     ARCHITECTURES,
     SIZES,
     Transformer,
+    attend,
     attention_mask,
     flops,
     rms_norm,
@@ -550,6 +551,37 @@ def test_bfloat16_autocast_is_finite_and_near_float32(architecture, inputs_atten
     with torch.autocast("cpu", torch.bfloat16):
         rounded = forward(model, batch.inputs, batch.targets, inputs_attention, targets_attention, batch.pad_mask)
     assert rounded.dtype == torch.bfloat16 and 0 < (rounded - exact).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("pattern", ["bidirectional", "causal", "causal behind a context", "padded"])
+def test_attention_written_out_is_as_near_to_float32_as_the_kernel(pattern, monkeypatch):
+    n_key = 12 if pattern == "causal behind a context" else 8
+    shape, padding = (2, 4, n_key, 16), torch.arange(n_key) < torch.tensor([0, 3])[:, None] if pattern == "padded" else None
+    mask, is_causal = attention_mask(8, n_key, pattern != "bidirectional", padding, "cpu")
+    q, k, v, direction = (torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(4))
+    q, direction = q[:, :, :8], direction[:, :, :8]
+
+    def results(attention, dtype):
+        leaves = [x.to(torch.bfloat16).to(dtype).requires_grad_() for x in (q, k, v)]
+        out = attention(*leaves, mask, is_causal)
+        return torch.cat([x.double().flatten() for x in (out, *torch.autograd.grad(out, leaves, direction.to(dtype)))])
+
+    kernel = lambda q, k, v, mask, is_causal: F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    exact, rounded = results(attend, torch.float32), results(kernel, torch.bfloat16)
+    assert torch.equal(exact, results(kernel, torch.float32))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # not called
+    written_out = results(attend, torch.bfloat16)
+    assert 0 < (written_out - exact).norm() < 2 * (rounded - exact).norm() < 0.02 * exact.norm()
+
+
+def test_attention_is_left_to_the_kernel_without_gradients_and_for_long_texts(monkeypatch):
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **options: "the kernel")
+    x = torch.randn(1, 1, 600, 16, dtype=torch.bfloat16)
+    long, short = x.clone().requires_grad_(), x[:, :, :512].clone().requires_grad_()
+    assert attend(long, long, long, None, False) == "the kernel"
+    assert attend(short, short, short, None, False).requires_grad
+    with torch.no_grad():
+        assert attend(x[:, :, :512], x, x, None, False) == "the kernel"
 
 
 @pytest.mark.parametrize("architecture, inputs_attention", [("decoder-only", "causal"), ("decoder-only", "bidirectional"),
