@@ -73,7 +73,7 @@ def keep_freed_memory():
 def choose_dtype(config, device, origin):
     """Return the dtype of the matrix products: the one that --dtype names; with auto bfloat16 where it is faster, else float32.
 
-    Faster: on GPUs that have it; on CPUs with such products from width 192 on (AVX-512: by a fifth there, by a third at 384).
+    Faster: on GPUs that have it; on CPUs with such products from width 192 on (by a fifth to a third there, at 384 by a third to a half).
     """
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     check(config.dtype != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
