@@ -93,7 +93,7 @@ def provenance(config, checkpoint, writer, path, split):
     """Return what it takes to get a result again."""
     return dict(checkpoint=config.checkpoint, lineage=lineage(checkpoint), process=writer.process.name, data=str(path),
                 split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device),
-                dtype=str(next(writer.model.parameters()).dtype).removeprefix("torch."), compiled=writer.compiled)
+                dtype=str(writer.dtype).removeprefix("torch."), compiled=writer.compiled)
 
 
 def evaluate_bits(config, checkpoint, path, meta):

@@ -61,7 +61,7 @@ def infill(writer, batch, noise, template, gap_len):
     repeat = lambda x: None if x is None else x.repeat(R, *[1] * (x.dim() - 1))
     batch = type(batch)(repeat(batch.inputs), repeat(batch.pad_mask), targets).to(device)
     drafts = writer.drafts(batch, noise.split(R), frozen=frozen.to(device))
-    nats = writer.process.bound(writer.model, batch._replace(targets=drafts[-1]), noise.split(R), n_draws=16)
+    nats = writer.bound(batch._replace(targets=drafts[-1]), noise.split(R), n_draws=16)
     best = int(nats.argmin())
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 

@@ -44,7 +44,7 @@ def bits(writer, batches, n_draws, seed):
     for batch in batches:
         rows = range(len(nats), len(nats) + len(batch.targets))
         noise = Noise(seed, "valid", 0, rows)
-        nats += writer.process.bound(writer.model, batch.to(writer.device), noise, n_draws).tolist()
+        nats += writer.bound(batch, noise, n_draws).tolist()
         n_tokens += (batch.targets != tokenizer.pad).sum(dim=1).tolist()
         n_bytes += [tokenizer.n_bytes(row) for row in batch.targets.tolist()]
     return Bits(ratio(nats, n_tokens), ratio(nats, n_bytes), len(nats))

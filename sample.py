@@ -24,7 +24,7 @@ from infill import draft_canvas, infill
 from noise import Noise
 from parallel import compile_model
 from speculative import new_speculative
-from start import choose_compile, out_of_memory, pick_device
+from start import choose_compile, choose_dtype, out_of_memory, pick_device
 
 
 @dataclass
@@ -44,6 +44,7 @@ class DecodeConfig:
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "float32"  # float32, bfloat16, or auto (as in training): of the matrix products; for diffusion, and wide models
     compile: str = "no"  # torch.compile: no, yes or auto (yes on CUDA); pays for many texts, as the first wait for it
 
 
@@ -62,6 +63,7 @@ class Config(DecodeConfig):
     n_examples: int | None = None  # task: the first n training inputs only
 
 
+NOT_OPTIONS = ("drafter", "seed", "device", "dtype", "compile")  # of process.decode()
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
           "block_len": (0, math.inf), "update_share": (1e-9, 1), "threshold": (1e-9, 1), "unroll_share": (0, 1),
@@ -78,16 +80,26 @@ class Writer:
     target_len: int
     device: torch.device
     options: dict  # for process.decode()
+    dtype: torch.dtype = torch.float32  # of the matrix products
     compiled: bool = False
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def drafts(self, batch, noise, **more):
         """Return the drafts (B, T) of every evaluation of the network, the last of which is the answer."""
-        return list(self.process.decode(self.model, batch.to(self.device), noise, **self.options, **more))
+        with self.autocast():
+            return list(self.process.decode(self.model, batch.to(self.device), noise, **self.options, **more))
+
+    def bound(self, batch, noise, n_draws):
+        """Return an upper bound of -log p(x0 | inputs), (B,) nats, by n_draws noise levels; exact for AR."""
+        with self.autocast():
+            return self.process.bound(self.model, batch.to(self.device), noise, n_draws)
 
 
 def decode_options(config, process):
     """Return the options for process.decode(): the flags that were given, else its defaults. Raises UserError."""
-    names = [field.name for field in fields(DecodeConfig) if field.name not in ("drafter", "seed", "device", "compile")]
+    names = [field.name for field in fields(DecodeConfig) if field.name not in NOT_OPTIONS]
     parameters = inspect.signature(process.decode).parameters
     defaults = {name: parameters[name].default for name in names if name in parameters}
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
@@ -115,7 +127,9 @@ def load_writer(path, config, target_len=None):
     device = torch.device("cpu") if device.type == "mps" else device  # samplers and bounds compute in float64, MPS has none
     if config.drafter:
         process = new_speculative(config.drafter, checkpoint, device)
-    options = decode_options(config, process)
+    options, dtype = decode_options(config, process), choose_dtype(config, device, checkpoint)
+    check(dtype == torch.float32 or not config.drafter, "--drafter writes what AR alone would, but for rounding, and bfloat16 "
+                                                        "rounds too much: leave out --dtype")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(target_len is None or target_len >= 1, f"--target_len={target_len} must be at least 1")
     longest = checkpoint["target_len"]
@@ -126,7 +140,7 @@ def load_writer(path, config, target_len=None):
         compile_model(model)
         if config.drafter:
             compile_model(process.drafter)
-    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options, compiled)
+    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options, dtype, compiled)
 
 
 def prompt_batch(writer, prompt):

@@ -36,7 +36,6 @@ def check_config(config):
     check(config.target_len is None or config.target_len >= 1, f"--target_len={config.target_len} must be at least 1")
     one_of("schedule", config.schedule, ("cosine", "constant"))
     one_of("too_long", config.too_long, ("error", "drop"))
-    one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
 
 
 def canvas(config):
@@ -73,8 +72,10 @@ def keep_freed_memory():
 def choose_dtype(config, device, origin):
     """Return the dtype of the matrix products: the one that --dtype names; with auto bfloat16 where it is faster, else float32.
 
-    Faster: on GPUs that have it; on CPUs with such products from width 192 on (by a fifth to a third there, at 384 by a third to a half).
+    Faster: on GPUs that have it; on CPUs with such products from width 192 on (by a fifth to a third there, by a third to a
+    half at 384). Raises UserError.
     """
+    one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     check(config.dtype != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
     width = origin["shape"]["width"] if origin else shape_of(config.size or "tiny")[1]

@@ -206,3 +206,28 @@ def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(diff_run, ar_run):
         alone = [writer.drafts(pad_rows([row], BYTES, 8, 7), Noise(0, "decode", 0, [i]))[-1] for i, row in enumerate(rows)]
         assert torch.equal(whole, torch.cat(alone))
         assert len({tuple(row) for row in whole.tolist()}) == 3
+
+
+@pytest.mark.parametrize("process", ["ar", "uniform", "absorbing", "gaussian"])
+def test_in_bfloat16_products_are_rounded_and_bounds_stay_near(train, tmp_path, monkeypatch, process):
+    kind, flags = ("ar", []) if process == "ar" else ("diff", [f"--process={process}"])
+    run = train(kind, tmp_path / "x", *flags)
+    batch = pad_rows([(list(b"ab"), list(b"ba")), (list(b"abcdefgh"), list(b"h"))], BYTES, 8, 7)
+    bounds, dtypes = {}, set()
+    for dtype in ("float32", "bfloat16"):
+        writer = load_writer(run.folder, sample.DecodeConfig(dtype=dtype, device="cpu"))
+        writer.model.blocks[0].mlp_out.register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
+        dtypes.clear()
+        drafts = writer.drafts(batch, Noise(0, "decode", 0, range(2)))
+        assert drafts[-1].shape == (2, 7) and dtypes == {getattr(torch, dtype)}
+        dtypes.clear()
+        bounds[dtype] = writer.bound(batch, Noise(0, "valid", 0, range(2)), 3)
+        assert dtypes == {getattr(torch, dtype)} and not torch.is_autocast_enabled("cpu")
+    assert 0 < (bounds["bfloat16"] / bounds["float32"] - 1).abs().max() < 0.02
+
+
+def test_drafts_for_ar_stay_in_float32_and_an_unknown_dtype_is_refused(ar_run, diff_run):
+    with pytest.raises(UserError, match="leave out --dtype"):
+        load_writer(ar_run.folder, sample.DecodeConfig(drafter=str(diff_run.folder), dtype="bfloat16"))
+    with pytest.raises(UserError, match="dtype.*float32, bfloat16"):
+        load_writer(ar_run.folder, sample.DecodeConfig(dtype="half"))
