@@ -44,7 +44,7 @@ class DecodeConfig:
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "float32"  # float32, bfloat16, or auto (as in training): of the matrix products; for diffusion, and wide models
+    dtype: str = "float32"  # of the matrix products: float32, bfloat16 or auto (as in training); for wide diffusion models
     compile: str = "no"  # torch.compile: no, yes or auto (yes on CUDA); pays for many texts, as the first wait for it
 
 
