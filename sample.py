@@ -84,6 +84,7 @@ class Writer:
     compiled: bool = False
 
     def autocast(self):
+        """Return the context in which the model computes, as in training."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def drafts(self, batch, noise, **more):
