@@ -119,9 +119,9 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None
 def attend(q, k, v, mask, is_causal):
     """Return what queries (B, H, T, D) read of keys and values (B, H, L, D), by attention_mask()'s answer: (B, H, T, D).
 
-    PyTorch's kernel, but where a CPU trains in bfloat16: there its backward pass takes up to five times as long as the products
-    it consists of. Written out, a layer keeps T x L weights (so not for long texts), and scores are rounded to bfloat16, which
-    is exact enough because QK-norm bounds them.
+    PyTorch's kernel, but where a CPU trains in bfloat16: there it takes up to five times as long, both passes together, as the
+    products it consists of (measured with AMX). Written out, a layer keeps T x L weights (so not for long texts), and scores
+    are rounded to bfloat16, which is exact enough because QK-norm bounds them.
     """
     write_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.size(2) <= 512
     if not write_out:

@@ -119,6 +119,7 @@ def test_a_score_tells_which_runs_trained_the_model_and_in_what_precision_it_was
     shown = capsys.readouterr().out
     assert f"\n  trained: {' -> '.join(result['lineage'])}\n" in shown
     assert f"torch {torch.__version__}, cpu, float32\n" in shown and result["dtype"] == "float32"
+    assert score(two.folder, "--dtype=bfloat16")["dtype"] == "bfloat16"
     ar2diff.main([str(ar_run.folder), str(tmp_path / "as_it_is")])  # AR2Diff_0: converted, not trained
     assert score(tmp_path / "as_it_is")["lineage"] == [f"ar, 4 steps on {task}"]
 
