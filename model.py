@@ -92,7 +92,7 @@ class Context:
 
 
 def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None):
-    """Return (mask, is_causal) for scaled_dot_product_attention; the queries are the last n_query of the n_key positions.
+    """Return (mask, is_causal) for attend(); the queries are the last n_query of the n_key positions.
 
     ahead: so many positions to its right a causal query sees too. place (1,): where the first query stands instead, with empty
     room behind the last, which nobody sees.

@@ -46,6 +46,8 @@ def test_ar_bits_are_the_sum_of_log_probabilities_over_tokens_and_over_bytes(ar_
     assert result["per_token"][0] == pytest.approx(nats / math.log(2) / (n_bytes + len(examples)), rel=1e-5)
     assert result["per_byte"][0] == pytest.approx(nats / math.log(2) / n_bytes, rel=1e-5)
     assert (result["n"], result["n_left_out"], result["per_token"][1] > 0) == (5, 0, True)
+    rounded = score(ar_run.folder, "--split=test", "--batch_size=2", "--dtype=bfloat16")
+    assert rounded["dtype"] == "bfloat16" and 0 < abs(rounded["per_token"][0] / result["per_token"][0] - 1) < 0.02
 
 
 @pytest.mark.parametrize("process", ["uniform", "absorbing", "gaussian"])

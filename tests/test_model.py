@@ -196,8 +196,8 @@ def test_without_inputs_it_is_a_plain_language_model(inputs_attention, targets_a
 
 
 def test_nothing_padded_means_no_mask_which_keeps_the_fast_kernels(monkeypatch):
-    model, calls, attend = tiny_model(), [], F.scaled_dot_product_attention
-    spy = lambda *args, **kw: calls.append(kw.get("attn_mask")) or attend(*args, **kw)
+    model, calls, kernel = tiny_model(), [], F.scaled_dot_product_attention
+    spy = lambda *args, **kw: calls.append(kw.get("attn_mask")) or kernel(*args, **kw)
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     forward(model, tokens(1, S), tokens(1, T), "causal", "bidirectional")
     forward(model, tokens(1, S), tokens(1, T), "full", "bidirectional")
@@ -588,12 +588,16 @@ def test_attention_is_left_to_the_kernel_without_gradients_and_for_long_texts(mo
                                                             ("decoder-only", "full"), ("encoder-decoder", "bidirectional")])
 @pytest.mark.parametrize("process", [Uniform(V - 2), Absorbing(V - 1), Gaussian(8, self_condition=1.0)],
                          ids=["uniform", "absorbing", "gaussian"])
-def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(architecture, process, inputs_attention):
+def test_losses_and_gradients_in_bfloat16_are_near_those_in_float32(architecture, process, inputs_attention, monkeypatch):
     process = dataclasses.replace(process, inputs_attention=inputs_attention)
     model, batch = tiny_model(architecture, vector_width=process.vector_width), batch_with_padding()
     exact_loss, exact = loss_and_gradients(model, process, batch)
+    kernel, trained = F.scaled_dot_product_attention, []
+    spy = lambda *args, **options: trained.append(args[0].requires_grad) or kernel(*args, **options)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     with torch.autocast("cpu", torch.bfloat16):
         loss, gradients = loss_and_gradients(model, process, batch)
+    assert not any(trained)  # attend() writes attention out
     assert abs(loss - exact_loss) < 0.02 * exact_loss
     for name, g in gradients.items():
         assert (g - exact[name]).norm() < 0.1 * exact[name].norm(), name
