@@ -13,10 +13,11 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import build_model, describe, find_checkpoint, lineage, load_checkpoint, model_of, save_checkpoint, tokenizer_of
-from config import check, one_of, parse, run
 from diffusion import PROCESSES, new_process
+from engine.checkpoint import describe, lineage, save_checkpoint
+from engine.cli import check, one_of, parse, run
 from model import INPUTS_ATTENTION
+from pretrained.loading import build_model, find_checkpoint, load_checkpoint, model_of, tokenizer_of
 
 
 @torch.random.fork_rng(devices=[])  # whatever is drawn here, the caller's generator is left alone
@@ -31,8 +32,9 @@ def transfer(checkpoint, process, seed=0):
     check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
     check(checkpoint["shape"]["architecture"] == "decoder-only" or process.inputs_attention != "full",
           "--inputs_attention=full: in an encoder-decoder inputs never see targets")
-    shape, model = checkpoint["shape"] | {"vector_width": process.vector_width}, dict(checkpoint["model"])
-    if process.vector_width:
+    vector_width = describe(process).get("vector_width", 0)
+    shape, model = checkpoint["shape"] | {"vector_width": vector_width}, dict(checkpoint["model"])
+    if vector_width:
         torch.default_generator.manual_seed(seed)
         model = {f"noisy.{k}": v for k, v in model_of(shape).noisy.state_dict().items()} | model
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process

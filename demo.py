@@ -24,11 +24,12 @@ import eval as evaluation
 import sample
 import train_ar
 import train_diff
-from checkpoint import load_checkpoint, process_of
-from config import UserError, check, one_of, parse, run
 from data import prepare
 from data.dataset import PREPARED
-from model import flops, shape_of
+from engine.cli import UserError, check, one_of, parse, run
+from experiments.cost import training_flops
+from pretrained.loading import load_checkpoint
+from start import shape_of
 
 
 @dataclass
@@ -78,18 +79,6 @@ def side_by_side(*jobs):
         check(not any(pool.map(train, jobs)), "a run failed; its last line above says why")
 
 
-def training_flops(checkpoints):
-    """Return the FLOPs of training the runs that led to a model, each counted as forward pass x 3."""
-    total = 0
-    for path in checkpoints:
-        c = load_checkpoint(path)
-        process = process_of(c)
-        passes = 1 if process.name == "ar" else process.n_unroll
-        per_sequence = flops(c["shape"], c["input_len"], logits=False) + passes * flops(c["shape"], c["target_len"])
-        total += 3 * per_sequence * c["config"]["batch_size"] * c["step"]
-    return total
-
-
 def new_folder(path):
     """Return an empty out_dir; what an earlier demo left there goes, anything else is refused."""
     out = Path(path)
@@ -115,25 +104,22 @@ def comparison(rows, metric):
     return lines
 
 
-def main(argv=None):
-    config = parse(Config, argv)
-    one_of("task", config.task, METRIC)
-    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
-    for name in ("finetune_steps", "batch_size", "n_examples"):
-        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    shape_of(config.size)
-    start, out, task = time.time(), new_folder(config.out_dir), config.task
+def prepare_data(task, out):
+    """Prepare the text and, if need be, the task; return (folder of the text, meta.json of the task)."""
     # NOTE: the paper pretrains on 80 % text and 20 % Python; here it is the reverse: so few steps teach one thing at most.
     corpus = out / "python"
     step(prepare, "text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={corpus}")
     if not (PREPARED / task).exists():
         step(prepare, task)
-    canvas = json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
+    return corpus, json.loads((PREPARED / task / "meta.json").read_text(encoding="utf-8"))
+
+
+def train_all(config, out, corpus, canvas):
+    """Run the three stages; return {label: [folders of the runs that led to a model, but for the task's]}."""
+    task, n = config.task, config.pretrain_steps // 10
     shared = (f"--batch_size={config.batch_size}", "--log_every=100", "--eval_every=100000", "--eval_sequences=128")
     text = (f"--data={corpus}", f"--lr={config.pretrain_lr}", f"--size={config.size}", f"--input_len={canvas['input_len']}",
             f"--target_len={canvas['target_len']}", *shared)
-    n = config.pretrain_steps // 10
-
     print(f"\n== Stage 1: pretraining on text, {config.pretrain_steps} steps")
     side_by_side((train_ar, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/ar"),
                  (train_diff, *text, f"--steps={config.pretrain_steps}", f"--out_dir={out}/diffusion"))
@@ -146,21 +132,38 @@ def main(argv=None):
     side_by_side(*((train_ar if name == "ar" else train_diff, f"--data={task}", f"--lr={config.finetune_lr}", *shared,
                     f"--steps={config.finetune_steps}", f"--init_from={out}/{name}", f"--out_dir={out}/{name}_{task}")
                    for *_, name in lineage.values()))
+    return lineage
 
-    print("\n== Evaluation")
+
+def evaluate_all(config, out, lineage):
+    """Return rows (label, steps, FLOPs, result of eval.py) for comparison()."""
     rows = []
     for label, names in lineage.items():
-        path = f"{out}/{names[-1]}_{task}"
+        path = f"{out}/{names[-1]}_{config.task}"
         result = step(evaluation, path, f"--n_examples={config.n_examples}", f"--out={path}/predictions.jsonl",
-                      *(["--allow_code_execution"] if task == "code" else []))
-        runs = [f"{out}/{name}" for name in names if name != "ar2diff_0"] + [path]
-        steps = " + ".join(str(load_checkpoint(run)["step"]) for run in runs)
-        rows.append((label, steps, training_flops(runs), result))
+                      *(["--allow_code_execution"] if config.task == "code" else []))
+        folders = [f"{out}/{name}" for name in names if name != "ar2diff_0"] + [path]
+        steps = " + ".join(str(load_checkpoint(folder)["step"]) for folder in folders)
+        rows.append((label, steps, training_flops(folders), result))
+    return rows
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("task", config.task, METRIC)
+    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
+    for name in ("finetune_steps", "batch_size", "n_examples"):
+        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    shape_of(config.size)
+    start, out, task = time.time(), new_folder(config.out_dir), config.task
+    lineage = train_all(config, out, *prepare_data(task, out))
+    print("\n== Evaluation")
+    rows = evaluate_all(config, out, lineage)
     table = comparison(rows, METRIC[task])
     facts = {"config": vars(config), "table": table, "results": [r for *_, r in rows], "torch": torch.__version__}
     (out / "demo.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
-    final = f"{out}/ar2diff_{n}_{task}"
+    final = f"{out}/ar2diff_{config.pretrain_steps // 10}_{task}"
     prompt = json.loads((PREPARED / task / "test.jsonl").open(encoding="utf-8").readline())["input"]
     print("\n== One denoising, step by step (∎ is EOS, · is PAD)")
     step(sample, final, f"--prompt={prompt}", "--show_steps")

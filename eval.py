@@ -6,7 +6,7 @@
 
 What is needed to read a score, and to get it again, is printed with it: the runs that trained the model, decoding settings,
 standard error, shares of empty and of unfinished answers, network evaluations and seconds. Generated programs are executed only
-with --allow_code_execution, and only by sandbox.py.
+with --allow_code_execution, and only by scoring/sandbox.py.
 """
 import json
 import time
@@ -15,20 +15,21 @@ from pathlib import Path
 
 import torch
 
-import metrics
-from checkpoint import lineage, load_checkpoint
-from config import UserError, check, one_of, parse, run
+from beyond.likelihood import bits, bound_of, task_batches
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
-from likelihood import bits, task_batches
-from noise import Noise
-from sample import DecodeConfig, load_writer
-from sandbox import check_canaries, run_many
-from start import out_of_memory
+from engine.checkpoint import lineage
+from engine.cli import UserError, check, one_of, parse, run
+from engine.devices import out_of_memory
+from engine.noise import Noise
+from pretrained.loading import load_checkpoint
+from sample import GenerateConfig, load_writer
+from scoring import metrics
+from scoring.sandbox import check_canaries, run_many
 
 
 @dataclass(kw_only=True)
-class Config(DecodeConfig):
+class Config(GenerateConfig):
     checkpoint: str  # positional: a .pt file or the out_dir of a run
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
     split: str = "test"  # train, valid or test
@@ -38,7 +39,7 @@ class Config(DecodeConfig):
     k: int = 1  # code: the k of pass@k
     metric: str | None = None  # bits: bits per token and byte of the targets; default: the score that the task names
     n_draws: int = 64  # bits: noise levels per sequence (AR is exact without)
-    allow_code_execution: bool = False  # run the programs that the model writes: see the warning in sandbox.py
+    allow_code_execution: bool = False  # run the programs that the model writes: see the warning in scoring/sandbox.py
     out: str | None = None  # JSONL file for inputs, targets and predictions
 
 
@@ -50,16 +51,16 @@ def answer(writer, examples, config):
     tokenizer, predictions = writer.tokenizer, [[] for _ in examples]
     inputs = tokenizer.encode_batch([e["input"] for e in examples])
     fitting = [i for i, ids in enumerate(inputs) if len(ids) <= writer.input_len]
-    facts = dict(too_long=len(examples) - len(fitting), unfinished=0, steps=0, seconds=0.0)
+    facts = dict(too_long=len(examples) - len(fitting), unfinished=0, evaluations=0, seconds=0.0)
     for sample in range(config.n_programs):
         for first in range(0, len(fitting), config.batch_size):
             rows = fitting[first:first + config.batch_size]
             batch = pad_rows([(inputs[i], []) for i in rows], tokenizer, writer.input_len, writer.target_len)
             start = time.perf_counter()
-            drafts = writer.drafts(batch, Noise(config.seed, "decode", sample, rows))
+            drafts = writer.drafts(batch, Noise(config.seed, "generate", sample, rows))
             answers = drafts[-1].tolist()  # waits for the device
             facts["seconds"] += time.perf_counter() - start
-            facts["steps"] += len(drafts) * len(rows)
+            facts["evaluations"] += (len(drafts) - 1) * len(rows)
             facts["unfinished"] += sum(tokenizer.eos not in ids for ids in answers)
             for i, ids in zip(rows, answers):
                 predictions[i].append(tokenizer.decode(ids))
@@ -71,7 +72,8 @@ def scored_examples(config, path, meta):
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
     metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
     check(metric != "code" or config.allow_code_execution,
-          "scoring code means running programs that a model wrote; read the top of sandbox.py, then say --allow_code_execution")
+          "scoring code means running programs that a model wrote; read the top of scoring/sandbox.py, then say "
+          "--allow_code_execution")
     examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
     if metric == "code":
         check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
@@ -104,6 +106,7 @@ def evaluate_bits(config, checkpoint, path, meta):
     check(meta["kind"] == "task" or config.split in ("test", "valid"), f"--split={config.split}: text is measured on its "
                                                                        f"validation part")
     writer, split, n_left_out, objective = load_writer(config.checkpoint, config), "valid", 0, None
+    bound_of(writer.process)  # refused at once where there is none
     if meta["kind"] == "text":
         trained = checkpoint["config"].get("objective")  # GPT-2's weights have none
         data = open_data(path, writer.tokenizer, writer.input_len, writer.target_len, objective=trained)
@@ -154,8 +157,8 @@ def evaluate(config):
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
                 distinct_2=metrics.distinct_n(answers, 2),
-                evaluations=facts["steps"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
-                seconds=facts["seconds"] / n_answers, options=writer.options, drafter=config.drafter,
+                evaluations=facts["evaluations"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
+                seconds=facts["seconds"] / n_answers, decoder=writer.decoder, options=writer.options, drafter=config.drafter,
                 **provenance(config, checkpoint, writer, path, config.split))
 
 
@@ -178,7 +181,7 @@ def report(r):
         return [f"{r['checkpoint']} ({r['process']}; seed {r['seed']}) {facts}", trained,
                 f"  {per_token:.4f} +- {error:.4f} bits per target token, {per_byte:.4f} +- {byte_error:.4f} per byte ({kind})",
                 f"  left out, too long: {r['n_left_out']}"]
-    options = ", ".join(f"{k} {v}" for k, v in r["options"].items())
+    options = ", ".join((r["decoder"], *(f"{k} {v}" for k, v in r["options"].items())))
     lines = [f"{r['checkpoint']} ({r['process']}; {options}; seed {r['seed']}) {facts}", trained]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in r["scores"].items()]
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "

@@ -1,19 +1,21 @@
-"""One Transformer for both kinds of model: what makes it autoregressive or a diffusion model is decided by its caller.
+"""One Transformer behind two calls. Whether it is autoregressive or a diffusion model is decided by whoever calls it:
 
-    context = model.encode(inputs)                              # the conditioning text, never noised
-    logits  = model.decode(y, context, attention="causal")      # AR:        y = [start, x0[:-1]]
-    logits  = model.decode(y, context, attention="bidirectional")  # diffusion: y = xt, the noised targets
+    context = model.encode(inputs, pad_mask, attention)            # the conditioning text, never noised
+    logits  = model.decode(y, context, attention)                  # (B, T, V)
 
-In both calls logits[:, i] predicts x0[:, i]. AR2Diff (arXiv 2401.17181, Figure 2) is therefore two changed arguments: what is
-fed as y, and the attention pattern. The same weights serve both, and no tensor is added or removed.
+    AR:         y = [start, x0[:-1]],  attention = "causal"          logits[:, i] predicts x0[:, i]
+    diffusion:  y = xt, noised x0,     attention = "bidirectional"   logits[:, i] predicts x0[:, i]
 
-Inputs never see targets (except in the `full` pattern), so their keys and values do not depend on y. encode() computes them
-once; decode() reuses them for both SUNDAE passes, all denoising steps and all samples, and AR decoding extends them.
+So AR2Diff (arXiv 2401.17181, Figure 2) changes what is fed as y, what targets may see, and (an option) what inputs may see.
+The same weights serve both; no tensor is added or removed.
 
-Two architectures behind the two calls. decoder-only: one stack of blocks; targets attend to what the same blocks made of the
+Inputs never see targets (except in the `full` pattern), so what becomes of them does not depend on y. encode() computes it
+once; decode() uses it for both SUNDAE passes, all denoising steps and all samples; AR decoding appends its own tokens.
+
+Two architectures. decoder-only: one stack of blocks; targets attend to the keys and values that the same blocks made of the
 inputs, and to each other. encoder-decoder (as T5): inputs pass a stack of their own, and targets attend to its output.
 
-Shapes: B sequences, S input columns, T target columns, L = S + T, C width, H heads, D = C / H, V vocabulary.
+Shapes: B sequences, S input columns, T target columns, L = columns seen, C width, H heads, D = C / H, V vocabulary.
 Inputs are padded on the left and targets on the right, so column S is always the border. Positions count from there: targets
 stand at 0, 1, 2, ..., inputs at ..., -2, -1.
 """
@@ -22,63 +24,21 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
-from config import UserError, check, one_of
+from engine.cli import check, one_of
 
 INPUTS_ATTENTION = ("causal", "bidirectional", "full")  # full: inputs also see the targets
 TARGETS_ATTENTION = ("causal", "bidirectional")
 ARCHITECTURES = ("decoder-only", "encoder-decoder")
 
-# Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
-SIZES = {
-    "tiny": (4, 128, 4),      # 0.8M backbone, minutes on a laptop CPU
-    "mini": (6, 384, 6),      # 11M, nanoGPT's Shakespeare model
-    "base": (12, 768, 12),    # 85M, GPT-2 small
-    "large": (24, 1024, 16),  # 302M
-    "xl": (24, 2048, 32),     # 1.2B
-}
-
-
-@dataclass
-class ModelConfig:
-    size: str | None = None  # tiny, mini, base, large, xl or LAYERSxWIDTHxHEADS (4x128x4); default: the checkpoint's, or tiny
-    architecture: str | None = None  # decoder-only or encoder-decoder; default: the checkpoint's, or decoder-only
-    dropout: float = 0.0  # share of activations dropped on each residual branch, while training
-
-
-def shape_of(size):
-    """Return (n_layer, width, n_head) for a preset name or a LAYERSxWIDTHxHEADS string. Raises UserError."""
-    if size in SIZES:
-        return SIZES[size]
-    parts = size.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"size={size!r} is neither one of {', '.join(SIZES)} nor LAYERSxWIDTHxHEADS such as 4x128x4")
-    n_layer, width, n_head = map(int, parts)
-    if width % n_head or (width // n_head) % 2:
-        raise UserError(f"size={size!r}: width {width} must be a multiple of twice the number of heads, {2 * n_head}")
-    return n_layer, width, n_head
-
-
-def flops(shape, n_tokens, logits=True):
-    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
-
-    Attention scores, a few %, are left out.
-    """
-    per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
-    backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
-    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
-
 
 @dataclass
 class Context:
-    """What decode() needs to know of the inputs: keys and values (B, H, S, D) per layer, and those that extend=True adds."""
-    keys: list  # n_layer x (B, H, S, D) for self-attention, with room behind them once extended; None: no inputs there
+    """What decode() needs to know of the inputs. AR decoding appends to keys and values: then they are its KV cache."""
+    keys: list  # n_layer x (B, H, S, D) for self-attention, None where there is nothing to see
     values: list  # n_layer x (B, H, S, D)
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding
-    n_targets: int = 0  # target columns in the cache: above 0 once AR decoding has extended it
-    n_inputs: int = 0  # columns of keys and values that inputs take, once the cache was extended
-    place: torch.Tensor | None = None  # (1,) then: n_inputs + n_targets; were it a number, each would be compiled anew
+    n_targets: int = 0  # target columns that were appended
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
     cross: list | None = None  # encoder-decoder: n_layer x (keys, values) of the encoder's output
 
@@ -87,64 +47,26 @@ class Context:
         rows = lambda x: None if x is None else x.repeat_interleave(n, dim=0)
         cross = None if self.cross is None else [(rows(k), rows(v)) for k, v in self.cross]
         return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values],
-                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross,
-                       place=None if self.place is None else self.place.clone())
+                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
 
 
-def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0, place=None):
-    """Return (mask, is_causal) for attend(); the queries are the last n_query of the n_key positions.
+def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
+    """Return (mask, is_causal) for attention; the queries are the last n_query of the n_key columns.
 
-    ahead: so many positions to its right a causal query sees too. place (1,): where the first query stands instead, with empty
-    room behind the last, which nobody sees.
-
-    The mask is bool, True = may be seen, or None where SDPA needs none, which is what keeps its fastest kernels. A causal
-    block of queries behind a context needs the lower-right alignment; SDPA's own is_causal aligns to the upper left.
-    A query always sees itself: a row that is masked as a whole would be NaN.
+    mask: bool, True = may be seen, or None where the fastest kernels need none. ahead: so many columns to its right a causal
+    query sees too. A query always sees itself: a row that is masked as a whole would be NaN.
     """
-    if place is None and pad_mask is None and (not causal or n_query == 1):
+    if pad_mask is None and (not causal or n_query == 1):
         return None, False
-    if place is None and pad_mask is None and n_query == n_key and not ahead:
+    if pad_mask is None and n_query == n_key and not ahead:
         return None, True
-    first = n_key - n_query if place is None else place
-    columns = torch.arange(n_key, device=device)                                         # (L,)
-    rows = (first + torch.arange(n_query, device=device))[:, None]                       # (T, 1): the column of each query
-    last = first + n_query - 1
-    mask = columns <= ((rows + ahead).clamp(max=last) if causal else last)               # (T, L), or (L,) for all queries
+    column = torch.arange(n_key, device=device)                                          # (L,)
+    own = column[n_key - n_query:, None]                                                 # (T, 1): where each query stands
+    mask = column <= (own + ahead if causal else n_key)                                  # (T, L), or (L,) for all queries
     if pad_mask is not None:
-        seen = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)  # (B, L): targets are never masked
-        mask = (mask & seen[:, None, None, :]) | (columns == rows)                       # (B, 1, T, L)
+        real = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)               # (B, L): targets are never masked
+        mask = (mask & real[:, None, None, :]) | (column == own)                         # (B, 1, T, L)
     return mask.expand(*mask.shape[:-2], n_query, n_key), False
-
-
-def attend(q, k, v, mask, is_causal):
-    """Return what queries (B, H, T, D) read of keys and values (B, H, L, D), by attention_mask()'s answer: (B, H, T, D).
-
-    PyTorch's kernel, but where a CPU trains in bfloat16: there it takes up to five times as long, both passes together, as the
-    products it consists of (measured with AMX). Written out, a layer keeps T x L weights (so not for long texts), and scores
-    are rounded to bfloat16, which is exact enough because QK-norm bounds them.
-    """
-    write_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.size(2) <= 512
-    if not write_out:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
-    scores = q * q.size(-1) ** -0.5 @ k.mT                                               # (B, H, T, L)
-    if is_causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()                    # (T, L)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1) @ v
-
-
-def joined(past, k, v):
-    """Return keys and values (B, H, L, D), those of `past` first: (keys, values, places), places None or those of k and v.
-
-    With places (T,) all of `past` is returned, with room behind k and v, which are written into it: no gradient survives that.
-    """
-    if past is None:
-        return k, v
-    keys, values, places = past
-    if places is None:
-        return torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
-    return keys.index_copy_(2, places, k.type_as(keys)), values.index_copy_(2, places, v.type_as(values))
 
 
 def waves(start, n, dim, device, base=10000.0):
@@ -154,59 +76,18 @@ def waves(start, n, dim, device, base=10000.0):
     return angles.cos(), angles.sin()
 
 
-def rotate(x, turn):
-    """Turn each pair of x (B, T, n, H, D), dimensions 2i and 2i + 1, as a complex number; turn (T, 1, 1, D/2, 2): cos, sin.
+def rotate(x, rotary):
+    """Rotary position embedding (arXiv 2104.09864): turn each pair (2i, 2i + 1) of x (B, H, T, D) by its column's angle.
 
-    Rotary position embedding (arXiv 2104.09864): angles grow with the column, so scores depend on distances only, and padding
-    shifts nothing.
+    rotary: (cos, sin), each (T, D / 2). Angles grow with the column, so a score depends on the distance of two columns only.
     """
-    pairs = x.view(*x.shape[:-1], x.size(-1) // 2, 2)                                    # (B, T, n, H, D/2, 2)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():  # one operation; complex numbers have no bfloat16
-        pairs = pairs.to(torch.promote_types(x.dtype, torch.float32))
-        pairs = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turn))
-    else:
-        (a, b), (cos, sin) = pairs.unbind(-1), turn.unbind(-1)
-        pairs = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
-    return pairs.flatten(-2).type_as(x)
+    a, b, (cos, sin) = x[..., 0::2], x[..., 1::2], rotary
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).type_as(x)
 
 
 def rms_norm(x):
-    """RMSNorm over the last dimension (arXiv 1910.07467), 0 for 0. No gain: the linear layer behind it can hold one.
-
-    Differentiable once.
-    """
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not x.numel():
-        return F.rms_norm(x, x.shape[-1:], eps=1e-12)
-    # On a CPU PyTorch has no kernel for it, but one for weight normalisation (arXiv 1602.07868), which gives each row a length.
-    rows = x.reshape(-1, x.size(-1)).contiguous()                                        # (N, C)
-    length = rows.new_full((len(rows), 1), x.size(-1) ** 0.5)
-    y, norm = torch._weight_norm_interface(rows, length, 0)                              # (N, C), (N, 1)
-    if not norm.min().item() > 0:
-        some = norm != 0  # so nan stays nan
-        y = torch._weight_norm(rows.where(some, 1.0), length, 0).where(some, 0.0)  # else 0 / 0, and its gradient nan
-    return y.view_as(x)
-
-
-class SquaredReLU(torch.autograd.Function):
-    """relu(x)^2 with its own backward pass, 2 relu(x): two operations instead of four, the same bits. Differentiable once."""
-
-    @staticmethod
-    def forward(ctx, x):
-        h = x.relu_()
-        ctx.save_for_backward(h)
-        return h * h
-
-    @staticmethod
-    def backward(ctx, grad):
-        h, = ctx.saved_tensors
-        return (grad * h).mul_(2)
-
-
-def squared_relu(x):
-    """Return relu(x)^2 (arXiv 2109.08668), in the memory of x where it is no longer needed: pass what nobody else reads."""
-    if torch.compiler.is_compiling():
-        return F.relu(x).square()
-    return SquaredReLU.apply(x) if torch.is_grad_enabled() else x.relu_().square_()
+    """RMSNorm over the last dimension (arXiv 1910.07467). No gain: the linear layer behind it can hold one."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 
 class CrossAttention(nn.Module):
@@ -214,25 +95,24 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width, n_head):
         super().__init__()
-        self.n_head, self.head_dim = n_head, width // n_head
+        self.n_head = n_head
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
     def keys_values(self, encoded, rotary):
         """Return keys and values (B, H, S, D) of the encoder's output (B, S, C)."""
-        k, v = self.kv(encoded).unflatten(-1, (2, self.n_head, self.head_dim)).split(1, dim=2)
-        k = rotate(rms_norm(k), rotary)                                                  # (B, S, 1, H, D)
-        return tuple(t.squeeze(2).transpose(1, 2) for t in (k, v))                       # 2 x (B, H, S, D)
+        k, v = self.kv(encoded).unflatten(-1, (2, self.n_head, -1)).transpose(1, 3).unbind(2)  # 2 x (B, H, S, D)
+        return rotate(rms_norm(k), rotary), v
 
     def forward(self, x, rotary, keys_values, pad_mask):
-        q = self.q(x).unflatten(-1, (1, self.n_head, self.head_dim))                     # (B, T, 1, H, D)
-        q = rotate(rms_norm(q), rotary).squeeze(2).transpose(1, 2)                       # (B, H, T, D)
+        q = self.q(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)                   # (B, H, T, D)
+        q = rotate(rms_norm(q), rotary)  # QK-norm; x needs no other
         if pad_mask is None:
-            return self.out(attend(q, *keys_values, None, False).transpose(1, 2).flatten(2))
+            return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
         seen = (~pad_mask | empty)[:, None, None, :]                                     # (B, 1, 1, S)
-        a = attend(q, *keys_values, seen, False)                                         # (B, H, T, D)
+        a = F.scaled_dot_product_attention(q, *keys_values, attn_mask=seen)              # (B, H, T, D)
         return self.out(a.transpose(1, 2).flatten(2) * ~empty[..., None])                # (B, T, C)
 
 
@@ -241,7 +121,7 @@ class Block(nn.Module):
 
     def __init__(self, width, n_head, dropout, cross=False):
         super().__init__()
-        self.n_head, self.head_dim = n_head, width // n_head
+        self.n_head = n_head
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.cross = CrossAttention(width, n_head) if cross else None
@@ -254,18 +134,16 @@ class Block(nn.Module):
 
         cross: (keys and values of the encoder's output, pad_mask of the inputs).
         """
-        B, T, C = x.shape
-        qkv = self.qkv(rms_norm(x)).view(B, T, 3, self.n_head, self.head_dim)            # (B, T, 3, H, D)
-        qk, v = qkv.split((2, 1), dim=2)
-        qk = rotate(rms_norm(qk), rotary)                                                # QK-norm: scores stay bounded
-        q, k, v = (t.transpose(1, 2) for t in (*qk.unbind(2), v.squeeze(2)))             # 3 x (B, H, T, D)
-        k, v = joined(past, k, v)                                                        # (B, H, L, D)
-        a = attend(q, k, v, mask, is_causal)                                             # (B, H, T, D)
-        a = a.transpose(1, 2).reshape(B, T, C)                                           # (B, T, C)
-        x = x + self.dropout(self.attention_out(a))
+        qkv = self.qkv(rms_norm(x)).unflatten(-1, (3, self.n_head, -1))                  # (B, T, 3, H, D)
+        q, k, v = qkv.transpose(1, 3).unbind(2)                                          # 3 x (B, H, T, D)
+        q, k = rotate(rms_norm(q), rotary), rotate(rms_norm(k), rotary)  # QK-norm: scores stay bounded
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
+        a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
+        x = x + self.dropout(self.attention_out(a.transpose(1, 2).flatten(2)))           # (B, T, C)
         if self.cross is not None:
-            x = x + self.dropout(self.cross(x, rotary, *cross))  # normalised there, as QK-norm
-        h = squared_relu(self.mlp_in(rms_norm(x)))                                       # (B, T, 4C)
+            x = x + self.dropout(self.cross(x, rotary, *cross))
+        h = F.relu(self.mlp_in(rms_norm(x))).square()                                    # (B, T, 4C), arXiv 2109.08668
         return x + self.dropout(self.mlp_out(h)), (k, v)
 
 
@@ -280,15 +158,15 @@ class NoisyVectors(nn.Module):
 
     def forward(self, z, x_hat, level):
         """Return (B, T, C) from noised vectors z and an earlier estimate x_hat, both (B, T, D_e), and noise levels (B,)."""
-        waves = level[:, None] * torch.arange(1, 9, device=z.device) * torch.pi                              # (B, 8)
-        waves = torch.cat((waves.cos(), waves.sin()), dim=-1)                                                # (B, 16)
-        return self.vectors_in(torch.cat((z, x_hat), dim=-1)) + self.level_in(waves)[:, None]
+        angles = level[:, None] * torch.arange(1, 9, device=z.device) * torch.pi         # (B, 8)
+        angles = torch.cat((angles.cos(), angles.sin()), dim=-1)                         # (B, 16)
+        return self.vectors_in(torch.cat((z, x_hat), dim=-1)) + self.level_in(angles)[:, None]
 
 
 class Transformer(nn.Module):
     """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
 
-    gpt2.py's flavour overrides Block, init_weights, embed, embed_targets, make_room, rotary and logits, and nothing else.
+    A flavour for outside weights (pretrained/) overrides Block, init_weights, embed, embed_targets, rotary and logits only.
     """
     Block = Block
 
@@ -302,7 +180,6 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
-        self.recompute = False  # True: activations inside a block are computed again for the backward pass (arXiv 1604.06174)
         self.init_weights()
 
     def init_weights(self):
@@ -322,28 +199,23 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def run_block(self, block, *args):
-        """Return what the block makes of its arguments, keeping its activations or not."""
-        return checkpoint(block, *args, use_reentrant=False) if self.recompute and self.training else block(*args)
-
     def embed(self, inputs, pad_mask):
         """Return (B, S, C) for input tokens (B, S); here neither padding nor place matters: rotary angles tell distances."""
         return self.dropout(rms_norm(self.embedding(inputs)))
 
-    def embed_targets(self, y, context, start=0):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, behind `start` targets, int or (1,).
+    def embed_targets(self, y, context):
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, behind context.n_targets others.
 
         Rotary angles tell distances only, from what can be recognised. Targets that are all MASK, or all noise, cannot: each is
         also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
         """
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
-        places = torch.cat(waves(start, y.size(1), x.size(-1), y.device), dim=-1)        # (T, C)
+        places = torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1)  # (T, C)
         return self.dropout(x + places.to(self.embedding.weight.dtype))
 
     def rotary(self, start, n):
-        """Return the cos and sin of the angles of positions start .. start+n-1, as rotate() wants them."""
-        angles = waves(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
-        return torch.stack(angles, dim=-1)[:, None, None]                                # (n, 1, 1, D/2, 2)
+        """Return (cos, sin), each (n, D / 2), of positions start .. start+n-1, for rotate()."""
+        return waves(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
 
     def encode(self, inputs, pad_mask=None, attention="causal"):
         """Encode the inputs once for any number of decode() calls.
@@ -352,22 +224,21 @@ class Transformer(nn.Module):
         None. attention: causal (the paper's AR stage), bidirectional, or full (inputs see the targets too; nothing is cached).
         """
         one_of("inputs attention", attention, INPUTS_ATTENTION)
-        n_layer, S = len(self.blocks), inputs.size(1)
+        nothing, S = [None] * len(self.blocks), inputs.size(1)
         check(self.encoder is None or (S > 0 and attention != "full"),
               "an encoder-decoder needs inputs (input_len above 0), and they cannot see the targets (attention 'full')")
         if S == 0 or attention == "full":
-            return Context([None] * n_layer, [None] * n_layer, pad_mask if S else None, inputs=inputs if S else None)
-        x, rotary = self.embed(inputs, pad_mask), self.rotary(-S, S)                    # (B, S, C)
+            return Context(nothing, nothing[:], pad_mask if S else None, inputs=inputs if S else None)
+        x, rotary = self.embed(inputs, pad_mask), self.rotary(-S, S)                     # (B, S, C)
         mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
         keys_values = []
         for block in self.encoder or self.blocks:
-            x, cached = self.run_block(block, x, rotary, mask, is_causal)               # (B, S, C)
-            keys_values.append(cached)
+            x, seen = block(x, rotary, mask, is_causal)                                  # (B, S, C)
+            keys_values.append(seen)
         if self.encoder is None:
             return Context(*map(list, zip(*keys_values)), pad_mask)
         x = rms_norm(x)
-        cross = [block.cross.keys_values(x, rotary) for block in self.blocks]
-        return Context([None] * n_layer, [None] * n_layer, pad_mask, cross=cross)
+        return Context(nothing, nothing[:], pad_mask, cross=[b.cross.keys_values(x, rotary) for b in self.blocks])
 
     def decode(self, y, context, attention, extend=False):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
@@ -377,63 +248,39 @@ class Transformer(nn.Module):
 
         extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
-        if extend or context.place is not None:
-            self.make_room(context, y)
-        x = self.states(y, context, attention)
-        if extend:
-            context.n_targets += y.size(1)
-            context.place += y.size(1)
-        return self.logits(x)
+        return self.logits(self.states(y, context, attention, extend))
 
-    def make_room(self, context, y):
-        """Let the context's cache hold the keys and values of y (B, T) too. Its size doubles when it is full: few shapes."""
-        check(context.inputs is None, "inputs attention 'full' needs bidirectional targets, all at once: nothing can be cached")
-        old, (n_head, width) = context.keys[0], (self.shape["n_head"], self.shape["width"])
-        n_old = 0 if old is None else old.size(2)
-        if context.place is None:
-            context.place = torch.tensor([n_old], device=y.device)
-            context.n_inputs = n_old
-        used = context.n_inputs + context.n_targets
-        if used + y.size(1) <= n_old:
-            return
-        size = max(2 * n_old, used + y.size(1), 64)
-        for cache in (context.keys, context.values):
-            for i, old in enumerate(cache):
-                like = self.embedding.weight if old is None else old
-                cache[i] = like.new_zeros(len(y), n_head, size, width // n_head)
-                if old is not None:
-                    cache[i][:, :, :used] = old[:, :, :used]
-
-    def states(self, y, context, attention):
+    def states(self, y, context, attention, extend=False):
         """Return what decode() makes its logits of: the residual stream (B, T, C) behind the last block."""
         ahead = attention if isinstance(attention, int) else 0
         one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
         if context.inputs is not None:
-            return self._states_full(y, context, attention)
-        T, place = y.size(1), context.place
-        n_key = (0 if context.keys[0] is None else context.keys[0].size(2)) + (T if place is None else 0)
-        start = 0 if place is None else place - context.n_inputs  # of y among the targets
-        x, rotary = self.embed_targets(y, context, start), self.rotary(start, T)        # (B, T, C)
+            check(attention == "bidirectional" and not extend, "inputs attention 'full' needs bidirectional targets, all at "
+                                                               "once: it would leak them to an AR model")
+            return self._states_full(y, context)
+        T, old = y.size(1), context.keys[0]
+        x, rotary = self.embed_targets(y, context), self.rotary(context.n_targets, T)    # (B, T, C)
+        n_key = T + (0 if old is None else old.size(2))
         pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
-        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead, place)
-        places = None if place is None else place + torch.arange(T, device=y.device)    # (T,) of y in the cache
+        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
         for i, block in enumerate(self.blocks):
-            past = None if context.keys[i] is None else (context.keys[i], context.values[i], places)
+            past = None if old is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, _ = self.run_block(block, x, rotary, mask, is_causal, past, cross)       # (B, T, C)
+            x, seen = block(x, rotary, mask, is_causal, past, cross)                     # (B, T, C)
+            if extend:
+                context.keys[i], context.values[i] = seen
+        context.n_targets += T if extend else 0
         return x
 
-    def _states_full(self, y, context, attention):
+    def _states_full(self, y, context):
         """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
-        if attention != "bidirectional":
-            raise UserError("inputs attention 'full' needs bidirectional targets: it would leak them to an AR model")
-        inputs = self.embed(context.inputs, context.pad_mask)                           # (B, S, C)
-        x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)                  # (B, L, C)
+        inputs, T = self.embed(context.inputs, context.pad_mask), y.size(1)              # (B, S, C)
+        x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)                   # (B, S + T, C)
         rotary = self.rotary(-context.inputs.size(1), x.size(1))
         mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
         for block in self.blocks:
-            x, _ = self.run_block(block, x, rotary, mask, is_causal)
-        return x[:, -y.size(1):]                                                        # (B, T, C)
+            x, _ = block(x, rotary, mask, is_causal)
+        return x[:, -T:]                                                                 # (B, T, C)
 
     def logits(self, x):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""

@@ -15,31 +15,33 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
-from config import UserError, check, one_of, parse, run
+from beyond.decoders import DECODERS
+from beyond.distill import write_answers
+from beyond.infill import draft_canvas, infill
+from beyond.likelihood import bound_of
+from beyond.speculative import Speculative, new_speculative
 from data.dataset import Batch, pad_rows
-from diffusion import DECODER_OPTIONS
-from distill import write_answers
-from infill import draft_canvas, infill
-from noise import Noise
-from parallel import compile_model
-from speculative import new_speculative
-from start import choose_compile, choose_dtype, out_of_memory, pick_device
+from diffusion import PROCESSES
+from engine.cli import UserError, check, one_of, parse, run
+from engine.devices import choose_compile, choose_dtype, out_of_memory, pick_device
+from engine.noise import Noise
+from engine.parallel import compile_model
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
 
 @dataclass
-class DecodeConfig:
+class GenerateConfig:
     n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
     temperature: float | None = None  # 0 = argmax; default: AR 0, uniform and absorbing 0.2, gaussian 1
     top_k: int | None = None  # AR: draw from the k likeliest tokens only; default: from all
     n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50
-    decoder: str | None = None  # uniform: resample (paper), unrolled, ancestral; absorbing: threshold, confidence, ancestral
-    # Options of one decoder; diffusion.py explains them
-    update_share: float | None = None  # resample: share of positions drawn anew each step; default 1
+    decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
+    # Options of one decoder; diffusion.py and beyond/decoders.py explain them
+    update_share: float | None = None  # partial: share of positions drawn anew each step; default 0.3
     unroll_share: float | None = None  # unrolled: share of positions predicted a second time; default 0.3
-    early_stop: bool | None = None  # resample, unrolled: end a sample that a step left as it was; default no
-    threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
-    block_len: int | None = None  # confidence, threshold: finish blocks of so many positions from left to right; default: all
+    early_stop: bool | None = None  # partial, unrolled: end a sample that a step left as it was; default no
+    threshold: float | None = None  # threshold, blocks: probability from which a token is revealed; default 0.9
+    block_len: int | None = None  # blocks, confidence: finish blocks of so many positions from left to right; default 8, all
     remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
@@ -49,7 +51,7 @@ class DecodeConfig:
 
 
 @dataclass(kw_only=True)
-class Config(DecodeConfig):
+class Config(GenerateConfig):
     checkpoint: str  # positional: a .pt file or the out_dir of a run
     prompt: str | None = None  # the input text; default: standard input
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
@@ -63,7 +65,7 @@ class Config(DecodeConfig):
     n_examples: int | None = None  # task: the first n training inputs only
 
 
-NOT_OPTIONS = ("drafter", "seed", "device", "dtype", "compile")  # of process.decode()
+NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
           "block_len": (0, math.inf), "update_share": (1e-9, 1), "threshold": (1e-9, 1), "unroll_share": (0, 1),
@@ -79,7 +81,8 @@ class Writer:
     input_len: int
     target_len: int
     device: torch.device
-    options: dict  # for process.decode()
+    decoder: str  # its name
+    options: dict  # of the decoder
     dtype: torch.dtype = torch.float32  # of the matrix products
     compiled: bool = False
 
@@ -88,37 +91,39 @@ class Writer:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def drafts(self, batch, noise, **more):
-        """Return the drafts (B, T) of every evaluation of the network, the last of which is the answer."""
+        """Return the drafts (B, T): what it starts from, one of every evaluation of the network, the last is the answer."""
         with self.autocast():
-            return list(self.process.decode(self.model, batch.to(self.device), noise, **self.options, **more))
+            generate = decoders_of(self.process)[self.decoder]
+            return list(generate(self.process, self.model, batch.to(self.device), noise, **self.options, **more))
 
     def bound(self, batch, noise, n_draws):
         """Return an upper bound of -log p(x0 | inputs), (B,) nats, by n_draws noise levels; exact for AR."""
         with self.autocast():
-            return self.process.bound(self.model, batch.to(self.device), noise, n_draws)
+            return bound_of(self.process)(self.process, self.model, batch.to(self.device), noise, n_draws)
 
 
-def decode_options(config, process):
-    """Return the options for process.decode(): the flags that were given, else its defaults. Raises UserError."""
-    names = [field.name for field in fields(DecodeConfig) if field.name not in NOT_OPTIONS]
-    parameters = inspect.signature(process.decode).parameters
-    defaults = {name: parameters[name].default for name in names if name in parameters}
+def decoders_of(process):
+    """Return {name: decoder} for a process, its default first."""
+    return (DECODERS | {Speculative.name: {Speculative.name: Speculative.generate}})[process.name]
+
+
+def choose_decoder(config, process):
+    """Return (name, options) of the decoder: the flags that were given, else its defaults. Raises UserError."""
+    decoders, names = decoders_of(process), [f.name for f in fields(GenerateConfig) if f.name not in NOT_OPTIONS]
+    takes = {name: {option: p.default for option, p in inspect.signature(decoder).parameters.items() if option in names}
+             for name, decoder in decoders.items()}
+    check(config.decoder is None or process.name in PROCESSES, f"--decoder is not for {process.name} models")
+    decoder = one_of("decoder", config.decoder or next(iter(decoders)), decoders)
     given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
-    options = defaults | given
     for name, value in given.items():
-        check(name in defaults, f"--{name} is not for {process.name} models; they take --{', --'.join(defaults)}")
+        owners = [other for other, options in takes.items() if name in options]
+        check(owners, f"--{name} is not for {process.name} models; they take --{', --'.join(takes[decoder])}")
+        check(decoder in owners, f"--{name} goes with --decoder={' or '.join(owners)}, not with {decoder}")
         if name in RANGES:
             low, high = RANGES[name]
             allowed = f"at least {low}" if high == math.inf else f"{'above' if low else 'at least'} 0 and at most {high}"
             check(low <= value <= high, f"--{name}={value} must be {allowed}")
-    if "decoder" in options:
-        one_of("decoder", options["decoder"], process.decoders)
-    for name in DECODER_OPTIONS.keys() & options.keys():
-        if options["decoder"] not in DECODER_OPTIONS[name]:
-            check(name not in given, f"--{name} goes with --decoder={' or '.join(DECODER_OPTIONS[name])}, "
-                                     f"not with {options['decoder']}")
-            del options[name]
-    return options
+    return decoder, takes[decoder] | given
 
 
 def load_writer(path, config, target_len=None):
@@ -129,7 +134,8 @@ def load_writer(path, config, target_len=None):
     device = torch.device("cpu") if device.type == "mps" else device  # samplers and bounds compute in float64, MPS has none
     if config.drafter:
         process = new_speculative(config.drafter, checkpoint, device)
-    options, dtype = decode_options(config, process), choose_dtype(config, device, checkpoint)
+    decoder, options = choose_decoder(config, process)
+    dtype = choose_dtype(config.dtype, device, checkpoint["shape"]["width"])
     check(dtype == torch.float32 or not config.drafter, "--drafter writes what AR alone would, but for rounding, and bfloat16 "
                                                         "rounds too much: leave out --dtype")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
@@ -137,12 +143,13 @@ def load_writer(path, config, target_len=None):
     longest = checkpoint["target_len"]
     check(target_len is None or target_len <= longest or (process.name == "ar" and checkpoint["input_len"] == 0),
           f"--target_len={target_len} is longer than the canvas the model was trained on, {longest} tokens")
-    model, compiled = build_model(checkpoint, device).eval(), choose_compile(config, device)
+    model, compiled = build_model(checkpoint, device).eval(), choose_compile(config.compile, device)
     if compiled:
         compile_model(model)
         if config.drafter:
             compile_model(process.drafter)
-    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, options, dtype, compiled)
+    return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, decoder, options, dtype,
+                  compiled)
 
 
 def prompt_batch(writer, prompt):
@@ -206,7 +213,7 @@ def main(argv=None):
           f"--{given} needs a diffusion model: an autoregressive one cannot look to the right")
     prompt = read_prompt(config)
     writer, batch = prompt_batch(writer, prompt)
-    noise, text = Noise(config.seed, "decode", 0, [0]), writer.tokenizer.decode
+    noise, text = Noise(config.seed, "generate", 0, [0]), writer.tokenizer.decode
     if config.infill is not None:
         drafts, text = infill(writer, batch, noise, config.infill, config.gap_len)
     elif config.draft is not None:
@@ -215,7 +222,7 @@ def main(argv=None):
     else:
         drafts = writer.drafts(batch, noise)
     if config.show_steps:
-        for number, draft in enumerate(drafts, 1):
+        for number, draft in enumerate(drafts):  # 0: what it starts from
             print(f"{number:4d}  {show(writer.tokenizer, draft[0])}")
         print()
     print(("" if writer.input_len else prompt) + text(drafts[-1][0]))

@@ -1,24 +1,47 @@
-"""What a run checks and settles before its first step: flags, canvas, device, ranks, origin, tokenizer, model, out_dir.
+"""What a run settles before its first step: flags, canvas, origin, tokenizer, model, out_dir.
 
 Whatever is wrong is one UserError that names the flag, raised before anything is trained or overwritten.
 """
-import ctypes
 import math
-import os
-import sys
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from autoregressive import Autoregressive
-from checkpoint import build_model, describe, load_checkpoint, tokenizer_of
-from config import UserError, check, one_of
 from data.dataset import find_folder, read_meta
 from data.tokenizer import load_tokenizer
-from model import ARCHITECTURES, Transformer, shape_of
+from engine.checkpoint import describe, read_checkpoint
+from engine.cli import UserError, check, one_of
+from model import ARCHITECTURES, Transformer
+from pretrained.loading import build_model, load_checkpoint, tokenizer_of
+
+# Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
+SIZES = {
+    "tiny": (4, 128, 4),      # 0.8M backbone, minutes on a laptop CPU
+    "mini": (6, 384, 6),      # 11M, nanoGPT's Shakespeare model
+    "base": (12, 768, 12),    # 85M, GPT-2 small
+    "large": (24, 1024, 16),  # 302M
+    "xl": (24, 2048, 32),     # 1.2B
+}
+
+
+@dataclass
+class ModelConfig:
+    size: str | None = None  # tiny, mini, base, large, xl or LAYERSxWIDTHxHEADS (4x128x4); default: the checkpoint's, or tiny
+    architecture: str | None = None  # decoder-only or encoder-decoder; default: the checkpoint's, or decoder-only
+    dropout: float = 0.0  # share of activations dropped on each residual branch, while training
+
+
+def shape_of(size):
+    """Return (n_layer, width, n_head) for a preset name or a LAYERSxWIDTHxHEADS string. Raises UserError."""
+    if size in SIZES:
+        return SIZES[size]
+    parts = size.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"size={size!r} is neither one of {', '.join(SIZES)} nor LAYERSxWIDTHxHEADS such as 4x128x4")
+    n_layer, width, n_head = map(int, parts)
+    if width % n_head or (width // n_head) % 2:
+        raise UserError(f"size={size!r}: width {width} must be a multiple of twice the number of heads, {2 * n_head}")
+    return n_layer, width, n_head
 
 
 def check_config(config):
@@ -43,100 +66,6 @@ def canvas(config):
     _, meta = read_meta(config.data)
     input_len = meta.get("input_len", 64) if config.input_len is None else config.input_len
     return input_len, meta.get("target_len", 64) if config.target_len is None else config.target_len
-
-
-def pick_device(name):
-    """Return the torch.device for auto, cpu, cuda or mps. Raises UserError for one that this machine lacks."""
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    one_of("device", name, ["auto", *available])
-    if name == "auto":
-        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
-    check(available[name], f"--device={name}: this machine has none, or this torch was built without it; --device=auto chooses")
-    if name == "cpu" and sys.platform == "linux":
-        keep_freed_memory()
-    return torch.device(name)
-
-
-def keep_freed_memory():
-    """Let the C library keep what a step frees for the next one, as PyTorch does on a GPU.
-
-    By default glibc returns large tensors to the system, which hands them out again page by page, cleared: an eighth of a small
-    training step. The price: the process stays as large as it ever was.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
-    if mallopt:
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: free memory at the end of the heap stays, however much
-        mallopt(-4, 0)  # M_MMAP_MAX: tensors come from the heap, in the main thread however large
-
-
-def choose_dtype(config, device, origin):
-    """Return the dtype of the matrix products: the one that --dtype names; with auto bfloat16 where it is faster, else float32.
-
-    Faster: on GPUs that have it; on CPUs with such products from width 192 on (by a fifth to a third there, by a third to a
-    half at 384). Raises UserError.
-    """
-    one_of("dtype", config.dtype, ("auto", "float32", "bfloat16"))
-    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-    check(config.dtype != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
-    width = origin["shape"]["width"] if origin else shape_of(config.size or "tiny")[1]
-    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
-    faster = {"cuda": has_bf16, "cpu": width >= 192 and (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))}
-    bf16 = config.dtype == "bfloat16" or (config.dtype == "auto" and faster.get(device.type))
-    return torch.bfloat16 if bf16 else torch.float32
-
-
-def compiler_fault(device):
-    """Return why torch.compile does not work here, None if it does."""
-    try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
-    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def choose_compile(config, device):
-    """Return whether to use torch.compile: as --compile says, with auto on CUDA where its compiler works."""
-    one_of("compile", config.compile, ("auto", "yes", "no"))
-    if config.compile == "no" or (config.compile == "auto" and device.type != "cuda"):
-        return False
-    fault = compiler_fault(device)
-    check(not fault or config.compile == "auto", f"--compile=yes does not work here ({fault}); --compile=no, or auto")
-    if fault and int(os.environ.get("RANK", 0)) == 0:
-        print(f"torch.compile does not work here ({fault}): going on without", file=sys.stderr)
-    return not fault
-
-
-@contextmanager
-def out_of_memory(*flags):
-    """Turn a lack of memory into a UserError that names the flags to lower."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:  # PyTorch has many ways to say it, most of them RuntimeErrors
-        words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(word in str(error) for word in words):
-            raise
-        raise UserError(f"out of memory; lower {' or '.join(flags)}") from error
-
-
-def start_ranks(config):
-    """Return (rank, world, device), joining the process group when started by torchrun."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    device = pick_device(config.device)
-    check(config.batch_size % world == 0, f"--batch_size={config.batch_size} is not divisible by {world} ranks")
-    per_rank = config.batch_size // world
-    micro = min(config.micro_batch_size, per_rank)
-    check(per_rank % micro == 0, f"--batch_size={config.batch_size} over {world} rank(s) is not divisible by "
-                                 f"--micro_batch_size={micro}")
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-        local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-        check(local_rank < n_gpus, f"rank {local_rank} has no GPU of its own: torchrun --nproc_per_node={n_gpus} at most")
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-    if world == 1:
-        check(not config.fsdp, "--fsdp shares a model among several ranks; start them with torchrun --nproc_per_node=N")
-        return 0, 1, device
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return dist.get_rank(), world, device
 
 
 def origin_of(config):
@@ -191,12 +120,12 @@ def start_model(config, process, tokenizer, origin, device):
         check(canvas(config)[0] > 0, "an encoder-decoder needs inputs: set --input_len above 0")
         check(process.inputs_attention != "full", "--inputs_attention=full: in an encoder-decoder inputs never see targets")
     if origin is None:
-        return Transformer(tokenizer.vocab_size, *shape_of(config.size or "tiny"), architecture, process.vector_width,
-                           config.dropout).to(device)
+        return Transformer(tokenizer.vocab_size, *shape_of(config.size or "tiny"), architecture,
+                           describe(process).get("vector_width", 0), config.dropout).to(device)
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-    length = sum(canvas(config)) + (process.shift is not None)  # shifted: one slot more is fed
+    length = sum(canvas(config)) + (describe(process).get("shift") is not None)  # shifted: one slot more is fed
     n_positions = origin["shape"].get("n_positions", math.inf)
     check(length <= n_positions, f"--input_len and --target_len make {length} columns, this model has {n_positions} positions")
     return build_model(origin, device, config.dropout)
@@ -234,4 +163,4 @@ def open_out_dir(config, process, origin):
 
 def best_loss(path):
     """Return the validation loss of best.pt, infinity if there is none yet."""
-    return load_checkpoint(path)["best"] if path.exists() else math.inf
+    return read_checkpoint(path)["best"] if path.exists() else math.inf

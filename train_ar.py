@@ -6,10 +6,9 @@
 """
 from dataclasses import dataclass
 
-from checkpoint import process_of
-from config import check, one_of, parse, run
-from model import ModelConfig
-from start import choose_tokenizer, new_ar, origin_of
+from engine.cli import check, one_of, parse, run
+from pretrained.loading import process_of
+from start import ModelConfig, choose_tokenizer, new_ar, origin_of
 from train_loop import LoopConfig, train
 
 

@@ -13,23 +13,23 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 
-from checkpoint import describe, lineage, save_checkpoint
-from config import UserError
+from autoregressive import cross_entropy
 from data.dataset import open_data
-from noise import Noise
-from parallel import Objective, compile_model, load_optimizer, spread, synchronised, whole
-from run_log import RunLog, Tally
-from start import (
-    best_loss,
-    canvas,
-    check_config,
-    choose_compile,
-    choose_dtype,
-    open_out_dir,
-    out_of_memory,
-    start_model,
-    start_ranks,
+from engine.checkpoint import describe, lineage, save_checkpoint
+from engine.cli import UserError
+from engine.devices import choose_compile, choose_dtype, out_of_memory, start_ranks
+from engine.noise import Noise
+from engine.parallel import (
+    LossModule,
+    compile_model,
+    load_optimizer,
+    recompute_blocks,
+    spread,
+    synchronised,
+    whole,
 )
+from engine.run_log import RunLog, Tally
+from start import best_loss, canvas, check_config, open_out_dir, start_model
 
 
 @dataclass
@@ -64,23 +64,25 @@ class LoopConfig:
 
 
 @out_of_memory("--micro_batch_size", "--target_len")
-def train(config, process, tokenizer, origin=None, goal=None):
+def train(config, process, tokenizer, origin=None, guide=None):
     """Train `process` on config.data, from the checkpoint dict of origin_of() if there is one; return the path of ckpt.pt.
 
-    goal: another loss to train the process by (guide.py); validation keeps to its own.
+    guide: what else the weights are trained by (beyond/guide.py); validation keeps to the loss of the process.
     """
     check_config(config)
-    rank, world, device = start_ranks(config)
-    dtype, compiled = choose_dtype(config, device, origin), choose_compile(config, device)
+    rank, world, device = start_ranks(config.device, config.batch_size, config.micro_batch_size, config.fsdp)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
-    model.recompute = config.recompute
+    dtype, compiled = choose_dtype(config.dtype, device, model.shape["width"]), choose_compile(config.compile, device)
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
+    if config.recompute:
+        recompute_blocks(model)
     if compiled:
-        compile_model(model, process, blockwise=config.fsdp)
-    objective = spread(Objective(model), config.fsdp, world, device, dtype)
+        compile_model(model, blockwise=config.fsdp)
+    nats = torch.compile(cross_entropy) if compiled else cross_entropy
+    loss_of = spread(LossModule(model, nats), config.fsdp, world, device, dtype)
     autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []
@@ -95,10 +97,9 @@ def train(config, process, tokenizer, origin=None, goal=None):
     tokens_per_step = round(config.batch_size * data.tokens_per_row)
     log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
     on = f"{config.data} ({data.objective})" if data.objective else config.data
-    padding = "" if data.objective else f" (inputs: {100 * data.padding(config.seed, config.batch_size):.0f} % padding)"
     log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
             f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
-            f"{data.n_tokens:,} tokens of data{padding}, {device}, {str(dtype).removeprefix('torch.')}, "
+            f"{data.n_tokens:,} tokens of data, {device}, {str(dtype).removeprefix('torch.')}, "
             f"log V = {math.log(tokenizer.n_noise):.2f} nats")
 
     tally, clock, logged = Tally(device), time.perf_counter(), first_step
@@ -112,10 +113,10 @@ def train(config, process, tokenizer, origin=None, goal=None):
             first_row = (m * world + rank) * micro
             rows = range(first_row, first_row + micro)
             batch = data.train_batch(config.seed, step, rows, config.batch_size).to(device)
-            last = m + 1 == n_micro
-            with synchronised(objective, last):
+            noise = Noise(config.seed, "train", step, rows)
+            with synchronised(loss_of, last=m + 1 == n_micro):
                 with autocast:
-                    losses = objective(goal or process, batch, Noise(config.seed, "train", step, rows))
+                    losses = loss_of(guide.at(step) if guide else process, batch, noise)
                 (losses.total / n_micro).backward()
             tally.add(losses)
         norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -128,11 +129,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
         if done % config.log_every == 0 or evaluate_now or step == 0:
             summary, norm = tally.summary(world), whole(norm).item()
             weights = whole(model.state_dict(), rank) if evaluate_now else {}
-            broken = not all(x.isfinite().all() for x in weights.values() if x is not None)  # by this step: must not be saved
-            if broken or not (math.isfinite(summary["loss"]) and math.isfinite(norm)):
-                raise UserError(f"loss {summary['loss']}, gradient norm {norm} at or shortly before step {done}, "
-                                f"learning rate {lr:.2e}; checkpoints saved before are untouched. Lower --lr or raise "
-                                f"--warmup, in a new --out_dir (with --init_from={out_dir} where it holds a checkpoint)")
+            check_finite(summary["loss"], norm, weights, done, lr, out_dir)
             log.train(done, summary, lr, norm, seconds=(time.perf_counter() - clock) / (done - logged))
             tally, clock, logged = Tally(device), time.perf_counter(), done
         if evaluate_now:
@@ -140,7 +137,7 @@ def train(config, process, tokenizer, origin=None, goal=None):
             if rank == 0:  # saved before it is evaluated: a crash there costs nothing
                 save_checkpoint(out_dir / "ckpt.pt", facts | dict(step=done, model=weights, optimizer=moments))
             share = (0, 1) if config.fsdp else (rank, world)  # shards are gathered at every pass: all ranks evaluate all
-            valid = evaluate(objective, process, data, config, device, autocast, *share)
+            valid = evaluate(loss_of, process, data, config, device, autocast, *share)
             if valid:
                 log.valid(done, valid)
             if valid and valid["loss"] < best:
@@ -150,24 +147,33 @@ def train(config, process, tokenizer, origin=None, goal=None):
             clock = time.perf_counter()
     log.bar.close()
     if world > 1:
-        del objective  # a copy that outlived the group would wait for its threads, holding the lock that they wait for
+        del loss_of  # a copy that outlived the group would wait for its threads, holding the lock that they wait for
         dist.destroy_process_group()
     return out_dir / "ckpt.pt"
 
 
 @torch.no_grad()
-def evaluate(objective, process, data, config, device, autocast, rank=0, world=1):
+def evaluate(loss_of, process, data, config, device, autocast, rank=0, world=1):
     """Return the mean losses over fixed validation sequences with fixed noise, or None without validation data."""
     n = min(config.eval_sequences, data.n_valid())
     if not n:
         return None
-    objective.eval()
+    loss_of.eval()
     tally, mine = Tally(device), range(n * rank // world, n * (rank + 1) // world)
     for first in range(0, len(mine), config.micro_batch_size):
         rows = mine[first:first + config.micro_batch_size]
         with autocast:
-            tally.add(objective(process, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
+            tally.add(loss_of(process, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
     return tally.summary(world)
+
+
+def check_finite(loss, norm, weights, step, lr, out_dir):
+    """Raise UserError if the step broke the weights, which must not be saved then, or is about to."""
+    broken = not all(x.isfinite().all() for x in weights.values() if x is not None)
+    if broken or not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(f"loss {loss}, gradient norm {norm} at or shortly before step {step}, learning rate {lr:.2e}; "
+                        f"checkpoints saved before are untouched. Lower --lr or raise --warmup, in a new --out_dir (with "
+                        f"--init_from={out_dir} where it holds a checkpoint)")
 
 
 def learning_rate(config, step):

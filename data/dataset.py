@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from config import UserError, check
 from data.objectives import OBJECTIVES, choose, row_length
 from data.tasks import read_jsonl
-from noise import Noise, send
+from engine.cli import UserError, check
+from engine.noise import Noise, send
 
 PREPARED = Path(__file__).parent / "prepared"  # where data/prepare.py writes unless told otherwise
 CACHED_FROM = 1 << 20  # bytes: the tokens of a larger task are kept on the disk
@@ -157,12 +157,6 @@ class TaskData:
 
     def valid_batch(self, indices):
         return self._trimmed([self.rows["valid"][i] for i in indices])
-
-    def padding(self, seed, batch_size):
-        """Return the share of padding in the input columns of the first epoch; that of micro-batches may be lower."""
-        lengths = self.input_lengths[self._epoch(seed, 0, batch_size)]
-        steps = np.split(lengths, range(batch_size, len(lengths), batch_size))
-        return 1 - lengths.sum() / sum(len(step) * self._n_columns(step.max()) for step in steps)
 
     def _epoch(self, seed, epoch, batch_size):
         """Return a permutation of the training rows, in which those of a step have inputs of similar length.

@@ -4,7 +4,7 @@ import re
 import shutil
 from contextlib import contextmanager
 
-from config import UserError, check
+from engine.cli import UserError, check
 
 OURS = re.compile(r"meta\.json|(train|valid|test)\.(jsonl|.*\.(bin|npz))")  # of prepared data: what overwriting may delete
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from config import UserError, check, one_of
 from data.tokenizer import N_SENTINELS
+from engine.cli import UserError, check, one_of
 
 DENSITY, MEAN_SPAN = 0.15, 3.0  # T5's: share of the tokens that are noised, and the mean length of a noised span
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import UserError, check
+from engine.cli import UserError, check
 
 DOWNLOADS = Path(__file__).parent / "downloads"
 ADDRESS = {  # GitHub files at a fixed commit, so that they cannot change under their checksums

@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder, data/
-from config import check, one_of, parse, run
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data.folder import draft_of
 from data.tasks import TASKS, write_task
 from data.text import parse_sources, pieces
 from data.tokenizer import load_tokenizer
+from engine.cli import check, one_of, parse, run
 
 ROOT = Path(__file__).resolve().parent.parent
 N_PIECES = 16  # pieces tokenized together

@@ -13,10 +13,10 @@ import random
 from functools import partial
 from pathlib import Path
 
-from config import UserError, check, one_of
 from data import synthetic
 from data.folder import draft_of
 from data.originals import ADDRESS, find, lines
+from engine.cli import UserError, check, one_of
 
 TASKS = {
     "multi30k": "29,000 image captions, --langs=en-fr (or with de, either way), test 2016: translation within minutes",

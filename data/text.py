@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from config import UserError, check
+from engine.cli import UserError, check
 
 PIECE = 1 << 18  # bytes read at a time: memory use does not depend on the size of a corpus
 

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 import train_ar
 import train_diff
-from checkpoint import load_checkpoint
 from data import prepare
 from data.dataset import Batch
+from engine.noise import Noise
 from model import Transformer
-from noise import Noise
+from pretrained.loading import load_checkpoint
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 torch.set_num_threads(1)  # a second thread only slows tiny matrices down
@@ -98,6 +98,11 @@ def diff_run(train, tmp_path_factory):
 
 V, S, T = 16, 4, 6
 EOS, PAD, MASK = 9, 10, 11  # text is 0-8, uniform noise draws from 0-10, ids 11-15 stand for MASK, sentinels and unused ones
+
+
+def width_of(process):
+    """Return the width of the vectors that a model for this process must have, 0 where it reads tokens."""
+    return getattr(process, "vector_width", 0)
 
 
 def tiny_model(seed=0, vector_width=0, vocab_size=V):

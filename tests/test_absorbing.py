@@ -1,4 +1,5 @@
 """Absorbing diffusion: the loss against its formula, and every way to reveal tokens against scripted certainties."""
+import itertools
 import math
 
 import numpy as np
@@ -6,17 +7,24 @@ import pytest
 import torch
 
 import diffusion
+from beyond import decoders
+from beyond.decoders import DECODERS
 from conftest import EOS, MASK, PAD, Scripted, Spy, T, V, oracle, ragged_batch, targets_only, tiny_model, train_noise
 from data.tokenizer import load_tokenizer
 from diffusion import Absorbing, new_process
-from noise import Noise
+from engine.noise import Noise
 
 PROCESS = Absorbing(MASK)
 
 
-def drafts_of(model, batch, indices=None, **options):
-    noise = Noise(0, "decode", 0, indices or range(len(batch.targets)))
-    return list(PROCESS.decode(model, batch, noise, **{"n_samples": 1, **options}))
+def drafts_of(model, batch, decoder="threshold", **options):
+    noise = Noise(0, "generate", 0, range(len(batch.targets)))
+    return list(DECODERS["absorbing"][decoder](PROCESS, model, batch, noise, **{"n_samples": 1, **options}))
+
+
+def patch_best_of(monkeypatch, best_of):
+    for module in (diffusion, decoders):
+        monkeypatch.setattr(module, "best_of", best_of)
 
 
 def levels_at(monkeypatch, t):
@@ -104,8 +112,8 @@ def test_mask_is_never_predicted_however_much_the_model_wants_it():
     plain = torch.zeros(T, V)
     losses = [PROCESS.loss(constant(x), batch, train_noise(batch)) for x in (plain, likes_mask)]
     assert torch.equal(losses[0].per_sequence, losses[1].per_sequence)
-    for decoder in PROCESS.decoders:
-        drafts = [drafts_of(constant(x), batch, decoder=decoder, temperature=1.0, n_samples=3)[-1] for x in (plain, likes_mask)]
+    for decoder in DECODERS["absorbing"]:
+        drafts = [drafts_of(constant(x), batch, decoder, temperature=1.0, n_samples=3)[-1] for x in (plain, likes_mask)]
         assert torch.equal(*drafts) and not (drafts[0] == MASK).any()
 
 
@@ -146,12 +154,12 @@ def test_confidence_reveals_equally_many_a_step_and_the_most_certain_first(n_ste
     model, batch = constant(certain(p.tolist())), ragged_batch(lengths=(4, 2))
     mask = torch.zeros(2, T, dtype=torch.bool)
     mask[:, frozen] = True
-    drafts = drafts_of(model, batch, decoder="confidence", n_steps=n_steps, temperature=0.0, frozen=mask)
+    drafts = drafts_of(model, batch, "confidence", n_steps=n_steps, temperature=0.0, frozen=mask)
     order = [i for i in p.argsort(descending=True).tolist() if i not in frozen]
-    shown = [[i for i in order if draft[1, i] != MASK] for draft in drafts]
-    counts = [len(after) - len(before) for before, after in zip([[], *shown], shown)]
+    noise, *shown = [[i for i in order if draft[1, i] != MASK] for draft in drafts]
+    counts = [len(after) - len(before) for before, after in zip([noise, *shown], shown)]
     assert all(revealed == order[:len(revealed)] for revealed in shown)
-    assert shown[-1] == order and set(counts) <= {len(order) // n_steps, -(-len(order) // n_steps)}
+    assert noise == [] and shown[-1] == order and set(counts) <= {len(order) // n_steps, -(-len(order) // n_steps)}
     assert drafts[-1][1].tolist() == [int(batch.targets[1, i]) if i in frozen else i for i in range(T)]
 
 
@@ -160,32 +168,34 @@ def test_confidence_reveals_equally_many_a_step_and_the_most_certain_first(n_ste
     (0.9, [[0, 2, 4], [1], [5], [3]]), (1.0, [[4], [0], [2], [1], [5], [3]])])
 def test_a_threshold_reveals_all_that_is_as_certain_and_always_the_most_certain(threshold, shown):
     model, batch = constant(certain([0.95, 0.6, 0.92, 0.3, 0.99, 0.5])), ragged_batch(lengths=(4,))
-    options = dict(decoder="threshold", threshold=threshold, temperature=0.0)
+    options = dict(threshold=threshold, temperature=0.0)
     drafts = drafts_of(model, batch, n_steps=10, **options)
-    found = [((draft != MASK) & (before == MASK))[0].nonzero().flatten().tolist() for before, draft in zip(model.fed, drafts)]
+    assert all(torch.equal(y, draft) for y, draft in zip(model.fed, drafts))
+    found = [((draft != MASK) & (before == MASK))[0].nonzero().flatten().tolist() for before, draft in zip(drafts, drafts[1:])]
     assert found == shown and drafts[-1][0].tolist() == list(range(T))
     short = drafts_of(constant(certain([0.95, 0.6, 0.92, 0.3, 0.99, 0.5])), batch, n_steps=2, **options)
-    assert len(short) == min(2, len(shown)) and short[-1][0].tolist() == list(range(T)), "the last step reveals the rest"
+    assert len(short) == 1 + min(2, len(shown)) and short[-1][0].tolist() == list(range(T)), "the last step reveals the rest"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_threshold_is_on_the_probability_of_the_token_that_was_drawn(temperature):
     """At temperature 1 an unlikely token may be drawn; it is not certain, however peaked the distribution is."""
     model, batch = constant(certain([0.95] * T)), ragged_batch(lengths=(1,) * 100)
-    first = drafts_of(model, batch, decoder="threshold", threshold=0.9, temperature=temperature, n_steps=10)[0]
+    first = drafts_of(model, batch, threshold=0.9, temperature=temperature, n_steps=10)[1]
     unlikely = (first != torch.arange(T)) & (first != MASK)
     assert not unlikely.any() and (temperature == 0) == bool((first != MASK).all())
 
 
 @pytest.mark.parametrize("block_len", [1, 2, 4, 6, 9])
-@pytest.mark.parametrize("decoder, threshold", [("confidence", 0.9), ("threshold", 0.3), ("threshold", 1.0)])
-def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(decoder, threshold, block_len):
+@pytest.mark.parametrize("decoder, options", [("confidence", {}), ("blocks", {"threshold": 0.3}),
+                                              ("blocks", {"threshold": 1.0})])
+def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(decoder, options, block_len):
     model, batch = tiny_model(), ragged_batch()
     frozen = torch.zeros(4, T, dtype=torch.bool)
     frozen[1, [1, 4]], frozen[2, :2] = True, True
+    options = dict(options, block_len=block_len, temperature=1.0, frozen=frozen)
     for n_steps in range(1, 2 * T + 1):
-        drafts = drafts_of(model, batch, n_steps=n_steps, block_len=block_len, temperature=1.0, frozen=frozen, decoder=decoder,
-                           threshold=threshold)
+        drafts = drafts_of(model, batch, decoder, n_steps=n_steps, **options)
         for draft in drafts[:-1]:
             for row, fixed in zip(draft, frozen):
                 open_blocks = [i // block_len for i in range(T) if row[i] == MASK]
@@ -197,21 +207,28 @@ def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(dec
 def test_without_blocks_tokens_are_revealed_out_of_order_and_with_blocks_of_one_from_left_to_right():
     p = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]
     for block_len, order in ((0, [1, 5, 3, 2, 4, 0]), (3, [1, 2, 0, 5, 3, 4]), (1, [0, 1, 2, 3, 4, 5])):
-        for decoder in ("confidence", "threshold"):
-            model = constant(certain(p))
-            drafts_of(model, ragged_batch(lengths=(4,)), n_steps=T, block_len=block_len, temperature=0.0, decoder=decoder,
-                      **({"threshold": 1.0} if decoder == "threshold" else {}))
-            revealed = [(a == MASK) & (b != MASK) for a, b in zip(model.fed, model.fed[1:])]
-            assert [int(r[0].nonzero()) for r in revealed] == order[:-1]
+        for decoder, options in (("confidence", {}), ("blocks", {"threshold": 1.0})):
+            drafts = drafts_of(constant(certain(p)), ragged_batch(lengths=(4,)), decoder, n_steps=T, block_len=block_len,
+                               temperature=0.0, **options)
+            revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
+            assert [int(r[0].nonzero()) for r in revealed] == order
+
+
+@pytest.mark.parametrize("block_len", [0, T, T + 3])
+def test_blocks_as_long_as_the_text_are_the_default_decoder(block_len):
+    model, batch, options = tiny_model(), ragged_batch(), dict(n_steps=5, temperature=1.0, n_samples=3, threshold=0.3)
+    one_block = drafts_of(model, batch, "blocks", block_len=block_len, **options)
+    assert torch.equal(torch.stack(one_block), torch.stack(drafts_of(model, batch, **options))) and len(one_block) > 3
 
 
 def transitions(**options):
     """Return per step (masked before, masked after), (steps, B, L) bool, of an oracle's ancestral decoding of 300 x 40."""
     x0 = torch.randint(9, (300, 40), generator=torch.Generator().manual_seed(0))
     model = oracle(x0)
-    drafts = drafts_of(model, targets_only(x0), decoder="ancestral", **options)
+    drafts = drafts_of(model, targets_only(x0), "ancestral", **options)
     assert all(((draft == MASK) | (draft == x0)).all() for draft in drafts) and torch.equal(drafts[-1], x0)
-    return torch.stack(model.fed) == MASK, torch.stack(drafts) == MASK
+    assert torch.equal(torch.stack(model.fed), torch.stack(drafts[:-1]))
+    return torch.stack(drafts[:-1]) == MASK, torch.stack(drafts[1:]) == MASK
 
 
 def is_share(found, of, p):
@@ -238,18 +255,19 @@ def test_ancestral_steps_reveal_and_mask_again_at_the_rates_of_remdm_and_keep_th
 
 def test_decoding_ends_when_no_token_is_masked_but_goes_on_where_remasking_may_change_one():
     x0 = torch.randint(9, (2, T), generator=torch.Generator().manual_seed(0))
-    count = lambda **options: len(drafts_of(oracle(x0), targets_only(x0), n_steps=12, **options))
-    assert count(decoder="confidence") == T < 12 and count(decoder="threshold") == 1  # no evaluation that could reveal nothing
-    assert count(decoder="ancestral", remask=0.5, t_start=0.1) == 12
+    count = lambda *decoder, **options: len(drafts_of(oracle(x0), targets_only(x0), *decoder, n_steps=12, **options)) - 1
+    assert count("confidence") == T < 12 and count("threshold") == 1  # no evaluation that could reveal nothing
+    assert count("blocks", block_len=2) == 3 and count("blocks", block_len=4) == 2
+    assert count("ancestral", t_start=0.1) < 12 == count("ancestral", remask=0.5, t_start=0.1)
     nothing = torch.ones(2, T, dtype=torch.bool)
     assert count(frozen=nothing) == 1
 
 
 def test_revision_never_changes_a_token_that_was_not_masked():
     x0 = torch.randint(9, (200, T), generator=torch.Generator().manual_seed(0))
-    for decoder in PROCESS.decoders:
+    for decoder in DECODERS["absorbing"]:
         model = constant(certain([0.9] * T))
-        drafts = drafts_of(model, targets_only(x0), decoder=decoder, n_steps=4, t_start=0.5, temperature=0.0)
+        drafts = drafts_of(model, targets_only(x0), decoder, n_steps=4, t_start=0.5, temperature=0.0)
         kept = model.fed[0] != MASK
         assert 0.4 < kept.double().mean() < 0.6
         assert torch.equal(drafts[-1], torch.where(kept, x0, torch.arange(T).expand(200, T)))
@@ -258,10 +276,10 @@ def test_revision_never_changes_a_token_that_was_not_masked():
 def test_no_sample_is_preferred_for_having_had_less_to_reveal(monkeypatch):
     """In a revision some samples start with fewer masks. Where all tokens are as certain, no sample is better than another."""
     scores = []
-    monkeypatch.setattr(diffusion, "best_of", lambda drafts, score, n: scores.append(score) or iter(drafts))
-    for decoder in PROCESS.decoders:
+    patch_best_of(monkeypatch, lambda drafts, score, n: scores.append(score) or iter(drafts))
+    for decoder in DECODERS["absorbing"]:
         model = constant(torch.zeros(T, V))
-        drafts_of(model, ragged_batch(), decoder=decoder, t_start=0.6, n_samples=8, n_steps=3)
+        drafts_of(model, ragged_batch(), decoder, t_start=0.6, n_samples=8, n_steps=3)
         n_masked = (model.fed[0] == MASK).sum(1)
         assert len(n_masked.unique()) > 2
         score = scores.pop()
@@ -271,22 +289,25 @@ def test_no_sample_is_preferred_for_having_had_less_to_reveal(monkeypatch):
 def test_a_sample_with_nothing_to_reveal_is_not_taken_for_a_perfect_one(monkeypatch):
     """Unless all are so: at a low t_start most samples of a short text are the text itself."""
     best, scores, x0 = diffusion.best_of, [], ragged_batch(lengths=(4,)).targets
-    monkeypatch.setattr(diffusion, "best_of", lambda drafts, score, n: scores.append(score) or best(drafts, score, n))
-    model = constant(certain([0.9] * T))
-    drafts = drafts_of(model, targets_only(x0), t_start=0.1, n_samples=8, n_steps=1)
-    n_masked = (model.fed[0] == MASK).sum(1)
-    assert n_masked.min() == 0 < n_masked.max() and n_masked[scores[0].argmin()] > 0
-    assert not torch.equal(drafts[-1], x0)
-    assert torch.equal(drafts_of(model, targets_only(x0), n_samples=8, frozen=x0 >= 0)[-1], x0)
+    patch_best_of(monkeypatch, lambda drafts, score, n: scores.append(score) or best(drafts, score, n))
+    for decoder in DECODERS["absorbing"]:
+        model = constant(certain([0.9] * T))
+        drafts = drafts_of(model, targets_only(x0), decoder, t_start=0.1, n_samples=8, n_steps=1)
+        n_masked = (model.fed[0] == MASK).sum(1)
+        assert n_masked.min() == 0 < n_masked.max() and n_masked[scores.pop().argmin()] > 0
+        assert not torch.equal(drafts[-1], x0)
+        assert torch.equal(drafts_of(model, targets_only(x0), decoder, n_samples=8, frozen=x0 >= 0)[-1], x0)
+        scores.clear()
 
 
-@pytest.mark.parametrize("decoder", PROCESS.decoders)
+@pytest.mark.parametrize("decoder", DECODERS["absorbing"])
 def test_the_last_step_leaves_no_mask_whatever_is_drawn(decoder):
     """1 - (1 - 0.1) is less than 0.1 in floating point: a number just below 1 must not keep a token masked."""
-    batch, noise = ragged_batch(lengths=(4,)), Noise(0, "decode", 0, [0])
+    batch, noise = ragged_batch(lengths=(4,)), Noise(0, "generate", 0, [0])
     noise.split = lambda n: noise
     noise.uniform = lambda *shape: torch.full((1, *shape), 1 - 2.0 ** -53, dtype=torch.float64)
-    for t_start in (1.0, 0.1, 1e-9):
-        masked = batch._replace(targets=torch.full_like(batch.targets, MASK))
-        draft = list(PROCESS.decode(oracle(batch.targets), masked, noise, decoder=decoder, n_samples=1, t_start=t_start))[-1]
+    masked = batch._replace(targets=torch.full_like(batch.targets, MASK))
+    for t_start, n_steps in itertools.product((1.0, 0.1, 1e-9), (1, 3, 32)):
+        options = dict(n_samples=1, t_start=t_start, n_steps=n_steps)
+        *_, draft = DECODERS["absorbing"][decoder](PROCESS, oracle(batch.targets), masked, noise, **options)
         assert torch.equal(draft, batch.targets)

@@ -9,12 +9,13 @@ import ar2diff
 import train_ar
 from ar2diff import transfer
 from autoregressive import Autoregressive
-from checkpoint import build_model, load_checkpoint, process_of, tokenizer_of
-from config import UserError
+from conftest import width_of
 from data.dataset import open_data
 from diffusion import Absorbing, Gaussian, Uniform
+from engine.cli import UserError
+from engine.noise import Noise
 from model import Transformer
-from noise import Noise
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
 UNIFORM, ABSORBING, GAUSSIAN = Uniform(258), Absorbing(258), Gaussian(5)
 NEW = {"noisy.table.weight", "noisy.vectors_in.weight", "noisy.level_in.weight"}  # what embedding diffusion adds
@@ -36,7 +37,7 @@ def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(any_ar_ru
     assert after["model"].keys() - before["model"].keys() == (NEW if process is GAUSSIAN else set())
     assert all(torch.equal(c["model"][k], untouched[k]) for c in (before, after) for k in untouched)
     assert process_of(after) == process and process_of(before).name == "ar"
-    assert after["shape"] == before["shape"] | {"vector_width": process.vector_width}
+    assert after["shape"] == before["shape"] | {"vector_width": width_of(process)}
 
     # The AR model as it is used: start token, ragged inputs, its own attention pattern.
     inputs, x0 = torch.randint(256, (3, 8)), torch.randint(258, (3, 7))

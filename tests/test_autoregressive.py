@@ -12,9 +12,8 @@ import autoregressive
 import conftest
 from autoregressive import Autoregressive, best_of, cross_entropy
 from data.dataset import Batch
+from engine.noise import Noise
 from model import ARCHITECTURES, Transformer
-from noise import Noise
-from parallel import compile_model
 
 V, S, T = 12, 4, 6
 START, EOS, PAD = 9, 10, 11
@@ -36,7 +35,7 @@ def row(batch, b):
 
 
 def answer(model, batch, indices=None, process=PROCESS, seed=0, **options):
-    return list(process.decode(model, batch, Noise(seed, "decode", 0, indices or range(len(batch.targets))), **options))[-1]
+    return list(process.generate(model, batch, Noise(seed, "generate", 0, indices or range(len(batch.targets))), **options))[-1]
 
 
 @torch.no_grad()
@@ -76,8 +75,8 @@ class Scripted:
 # ---- loss ----
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows, vocab", [(7, 50), (300, 4096), (3, 300_000)], ids=["one chunk", "several", "a row each"])
-def test_cross_entropy_in_chunks_is_the_plain_one_and_so_is_its_gradient(dtype, rows, vocab):
+@pytest.mark.parametrize("rows, vocab, tolerance", [(7, 50, 1e-5), (300, 4096, 1e-5), (3, 300_000, 1e-4)])
+def test_cross_entropy_and_its_gradient_are_those_of_float64_but_for_rounding(dtype, rows, vocab, tolerance):
     rng = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(1, rows, vocab, generator=rng)).to(dtype)
     x0, weights = torch.randint(1, vocab, (1, rows), generator=rng), torch.rand(1, rows, generator=rng)
@@ -86,43 +85,22 @@ def test_cross_entropy_in_chunks_is_the_plain_one_and_so_is_its_gradient(dtype, 
     nats, plain = cross_entropy(found, x0), F.cross_entropy(expected.double()[0], x0[0], reduction="none")[None]
     (nats * weights).sum().backward()
     (plain * weights).sum().backward()
-    assert nats.dtype == torch.float32 and (nats - plain).abs().max() < 1e-5
+    assert nats.dtype == torch.float32 and (nats - plain).abs().max() < tolerance
     assert found.grad.dtype == dtype and (found.grad - expected.grad).abs().max() < (1e-6 if dtype == torch.float32 else 4e-3)
-
-
-def test_cross_entropy_keeps_one_tensor_like_the_logits_which_becomes_their_gradient():
-    logits, kept = torch.randn(4, 8, 1000, dtype=torch.bfloat16, requires_grad=True), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        total = cross_entropy(logits, torch.zeros(4, 8, dtype=torch.long)).sum()
-    large, = [x for x in kept if x.numel() > 32]
-    assert large.shape == (32, 1000) and large.dtype == torch.bfloat16
-    grad, = torch.autograd.grad(total, logits)
-    assert grad.data_ptr() == large.data_ptr()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_cross_entropy_of_a_compiled_model_is_the_same(dtype, monkeypatch):
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
-    process = Autoregressive(START, EOS, PAD)
-    compile_model(tiny_model(), process)
-    assert process.cross_entropy is not cross_entropy and PROCESS.cross_entropy is cross_entropy
+def test_the_cross_entropy_of_a_compiled_run_is_the_same(dtype):
+    compiled = torch.compile(cross_entropy, backend="aot_eager", fullgraph=True)
     logits, x0 = 3 * torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0)).to(dtype), torch.arange(1, 7).view(2, 3)
     logits[..., 0] = -torch.inf
     found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    nats, plain = process.cross_entropy(found, x0), cross_entropy(expected, x0)
+    nats, plain = compiled(found, x0), cross_entropy(expected, x0)
     nats.sum().backward()
     plain.sum().backward()
     assert nats.dtype == torch.float32 and (nats - plain).abs().max() < 1e-5
     assert found.grad.dtype == dtype and (found.grad - expected.grad).abs().max() < (1e-6 if dtype == torch.float32 else 4e-3)
-
-
-def test_cross_entropy_refuses_a_second_backward_pass_which_would_scale_its_gradient_twice():
-    logits = torch.randn(2, 3, 5, requires_grad=True)
-    total = 2 * cross_entropy(logits, torch.zeros(2, 3, dtype=torch.long)).sum()
-    total.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        total.backward()
 
 
 def test_cross_entropy_of_a_token_far_below_the_smallest_probability():
@@ -310,9 +288,9 @@ def test_decoding_stops_when_every_row_has_ended_and_only_pad_follows_eos():
 
     model = Scripted(script)
     batch = Batch(torch.zeros(2, 3, dtype=torch.long), None, torch.zeros(2, T, dtype=torch.long))
-    drafts = list(PROCESS.decode(model, batch, Noise(0, "decode", 0, range(2))))
-    assert [draft[0].tolist() for draft in drafts] == [[0] + [PAD] * 5, [0, 1] + [PAD] * 4, [0, 1, EOS] + [PAD] * 3]
-    assert [draft[1].tolist() for draft in drafts] == [[EOS] + [PAD] * 5] * 3
+    drafts = list(PROCESS.generate(model, batch, Noise(0, "generate", 0, range(2))))
+    assert [draft[0].tolist() for draft in drafts] == [[PAD] * 6, [0] + [PAD] * 5, [0, 1] + [PAD] * 4, [0, 1, EOS] + [PAD] * 3]
+    assert [draft[1].tolist() for draft in drafts] == [[PAD] * 6] + [[EOS] + [PAD] * 5] * 3
     assert len(model.encoded) == 1 and torch.equal(model.encoded[0][0], batch.inputs)
     assert [y.shape for y in model.fed] == [(2, 1)] * 3, "one token a call: the cache holds the rest"
     assert model.fed[0].eq(START).all() and model.fed[1].tolist()[0] == [0]
@@ -321,8 +299,8 @@ def test_decoding_stops_when_every_row_has_ended_and_only_pad_follows_eos():
 def test_an_unfinished_text_fills_the_canvas_and_no_more():
     model = Scripted(lambda y, i: 100.0 * F.one_hot(torch.full_like(y, 1), V))
     batch = Batch(torch.zeros(2, 3, dtype=torch.long), None, torch.zeros(2, T, dtype=torch.long))
-    drafts = list(PROCESS.decode(model, batch, Noise(0, "decode", 0, range(2))))
-    assert len(drafts) == T and drafts[-1].eq(1).all()
+    drafts = list(PROCESS.generate(model, batch, Noise(0, "generate", 0, range(2))))
+    assert len(drafts) == 1 + T and drafts[0].eq(PAD).all() and drafts[-1].eq(1).all()
 
 
 def test_the_inputs_attention_of_the_process_reaches_the_model():

@@ -1,23 +1,24 @@
-"""bench.py: what it times is what it says, the yardstick is a GPT, and the table has a row for everything."""
+"""experiments/bench.py: what it times is what it says, the yardstick is a GPT, and the table has a row for everything."""
 import json
 from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.flop_counter import FlopCounterMode
 
-import bench
 from autoregressive import Autoregressive
-from config import UserError
 from conftest import MASK, PAD, ragged_batch, tiny_model
-from noise import Noise
+from engine.cli import UserError
+from engine.noise import Noise
+from experiments import bench
 
 TINY = ["--size=1x16x2", "--vocab_size=64", "--input_len=4", "--target_len=4", "--batch_size=2", "--lengths=3,5", "--rounds=2",
         "--n_steps=1,2", "--device=cpu"]
 CPU = torch.device("cpu")
 
 
-def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "copy_rate", lambda device: 1e9)  # half a gigabyte is too much for a test
+def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_path, capsys):
     bench.main([*TINY, "--dtypes=float32,bfloat16", "--decode_batch=1,2", f"--out={tmp_path}/x.json"])
     facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert facts["n_params"] == 64 * 16 + 12 * 16 ** 2
@@ -33,8 +34,6 @@ def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_pat
 
 
 def test_an_interrupted_run_leaves_what_it_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench, "copy_rate", lambda device: 1e9)
-
     def interrupted(*args):
         raise KeyboardInterrupt
     monkeypatch.setattr(bench, "bench_decoding", interrupted)
@@ -68,6 +67,22 @@ def test_the_arithmetic_of_a_step_is_that_of_its_passes_over_inputs_and_targets(
     assert kept["AR"] == 12 * (12 * 16 ** 2 + 8 * 16) and kept["plain GPT"] > kept["AR"], "each weight and two moments, float32"
 
 
+def test_the_flops_of_a_step_and_of_decoding_are_those_that_pytorch_counts_in_the_matrix_products(monkeypatch):
+    def counted(function):
+        with FlopCounterMode(display=False) as counter:
+            function()
+        return sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
+
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)  # which costs twice what is counted here
+    config = bench.Config(size="2x16x2", vocab_size=64, input_len=6, target_len=4, batch_size=2)
+    for kind in bench.kinds(64):
+        step, work, _ = bench.training_step(kind, config, CPU, "float32", False)
+        assert 3 * counted(step) == work > 0, kind
+    model, several = tiny_model(vocab_size=64), [(2, 1, "bidirectional"), (2, 3, "bidirectional"), (2, 1, "full")]
+    for name, (function, work) in bench.decoders(config, model, 2, 5, several).items():
+        assert counted(function) == work > 0, name
+
+
 def test_every_step_trains_on_a_finite_loss(monkeypatch):
     losses, backward = [], torch.Tensor.backward
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss, *args: (losses.append(loss.item()), backward(loss, *args)))
@@ -81,7 +96,7 @@ def test_decoding_without_a_cache_writes_what_the_cached_decoder_writes():
     process, texts = Autoregressive(MASK, -1, PAD), []
     for seed in range(4):
         model, batch = tiny_model(seed), ragged_batch(seed=seed)
-        *_, cached = process.decode(model, batch, Noise(0, "decode", 0, range(4)))
+        *_, cached = process.generate(model, batch, Noise(0, "generate", 0, range(4)))
         assert torch.equal(bench.decode_uncached(process, model, batch), cached)
         texts.append(cached)
     assert len(torch.cat(texts).unique(dim=0)) > 8
@@ -141,12 +156,14 @@ def test_a_compiler_that_does_not_work_is_one_line_and_leaves_no_file(tmp_path, 
 @pytest.mark.slow
 def test_compiled_decoding_writes_the_same_tokens(monkeypatch):
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler
+    counter = CompileCounterWithBackend("eager")  # traces, and needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
     config, model = bench.Config(vocab_size=64, input_len=4), tiny_model(vocab_size=64)
     several, drafts = [(2, 1, "bidirectional")], []
     for compiled in (False, True):
         torch.manual_seed(0)  # of the inputs
-        ways = bench.decoders(config, model, 2, 5, several, compiled)
+        ways = bench.decoders(config, model, 2, 20, several, compiled)
         drafts.append([ways[name][0]()[-1] for name in ("AR", "2 steps")])
     assert all(map(torch.equal, *drafts))
+    assert 3 <= counter.frame_count < 10, "compiled, and not for every token anew"
     assert not any(hasattr(getattr(model, name), "_torchdynamo_orig_callable") for name in ("encode", "states", "logits"))

@@ -1,4 +1,4 @@
-"""checkpoint.py: what is written is read back bit for bit; a crash leaves the old file; nothing that is loaded runs code."""
+"""checkpoint.py, loading.py: what is written is read back bit for bit; a crash leaves the old file; no code in one is run."""
 import errno
 import os
 import pickle
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
+import train_ar
 from autoregressive import Autoregressive
-from checkpoint import build_model, describe, load_checkpoint, process_of, save_checkpoint, tokenizer_of
-from config import UserError
-from diffusion import Uniform
+from diffusion import Absorbing, Gaussian, Uniform
+from engine.checkpoint import FORMAT, describe, save_checkpoint
+from engine.cli import UserError
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
-ROOT = Path(checkpoint.__file__).parent
+ROOT = Path(train_ar.__file__).parent
 
 
 class Bomb:
@@ -57,7 +58,7 @@ def test_a_pickle_bomb_is_refused_and_does_not_go_off(tmp_path, recwarn, disguis
         file.write_bytes(pickle.dumps(Bomb(mark)))
         detonate = lambda: pickle.loads(file.read_bytes())
     else:
-        torch.save(Bomb(mark) if disguise == "torch.save" else {"format": checkpoint.FORMAT, "model": Bomb(mark)}, file)
+        torch.save(Bomb(mark) if disguise == "torch.save" else {"format": FORMAT, "model": Bomb(mark)}, file)
         detonate = lambda: torch.load(file, weights_only=False)
     detonate()
     assert mark.exists()  # a real bomb
@@ -111,7 +112,7 @@ def test_a_writer_killed_midway_leaves_the_old_file(tmp_path, moment):
     old = path.read_bytes()
     kill = {"write": "def save(obj, file): file.write(b'half of it'); file.flush(); os._exit(9)\ntorch.save = save",
             "rename": "os.replace = lambda *paths: os._exit(9)"}[moment]
-    code = f"import os, torch, checkpoint\n{kill}\ncheckpoint.save_checkpoint({str(path)!r}, {{'step': 2}})"
+    code = f"import os, torch\nfrom engine import checkpoint\n{kill}\ncheckpoint.save_checkpoint({str(path)!r}, {{'step': 2}})"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 9, process.stderr
     assert path.read_bytes() == old and load_checkpoint(path)["step"] == 1
@@ -181,7 +182,13 @@ def test_a_tokenizer_with_other_ids_is_refused_by_its_hash(ar_run):
         tokenizer_of(c)
 
 
-@pytest.mark.parametrize("process", [Autoregressive(7, 5, 6, "bidirectional"), Uniform(9, 3, 0.5, "causal"), Uniform(9)])
+@pytest.mark.parametrize("process", [Autoregressive(7, 5, 6, "bidirectional"), Uniform(9, 1, 0.5, "causal"), Uniform(9),
+                                     Absorbing(9, False, "full", "causal", 7), Gaussian(5, 0.2, 9.0, 0.25)])
 def test_a_process_survives_a_checkpoint(tmp_path, process):
     save_checkpoint(tmp_path / "x.pt", {"process": describe(process)})
     assert process_of(load_checkpoint(tmp_path / "x.pt")) == process
+
+
+def test_a_process_that_this_version_lacks_is_named():
+    with pytest.raises(UserError, match="a checkpoint of the process 'multinomial', which is not in diffusion.py"):
+        process_of({"process": {"name": "multinomial", "n_noise": 9}})

@@ -1,4 +1,4 @@
-"""config.py: words of a command line become typed fields, and every mistake becomes one line that helps."""
+"""engine/cli.py: words of a command line become typed fields, and every mistake becomes one line that helps."""
 import dataclasses
 import io
 import subprocess
@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 import ar2diff
-import config
 import eval as evaluation
 import sample
 import train_ar
 import train_diff
-from config import UserError, one_of, parse
 from data import prepare
+from engine import cli
+from engine.cli import UserError, one_of, parse
 
-ROOT = Path(config.__file__).parent
+ROOT = Path(train_ar.__file__).parent
 SCRIPTS = [train_ar, train_diff, ar2diff, sample, evaluation, prepare]
 
 
@@ -110,7 +110,7 @@ def test_every_flag_of_every_script_explains_itself(script, capsys):
     with pytest.raises(SystemExit):
         script.main(["--help"])
     assert len(capsys.readouterr().out.splitlines()) > 10
-    texts = config._help_texts(script.Config)
+    texts = cli._help_texts(script.Config)
     assert [field.name for field in dataclasses.fields(script.Config) if not texts.get(field.name)] == []
 
 
@@ -124,13 +124,13 @@ def test_run_prints_one_line_and_exits_with_2_but_hides_no_bug(capsys):
     def fail(error):
         raise error
     with pytest.raises(SystemExit) as caught:
-        config.run(lambda: fail(UserError("first\n  second")))
+        cli.run(lambda: fail(UserError("first\n  second")))
     assert (caught.value.code, capsys.readouterr()) == (2, ("", "error: first second\n"))
     with pytest.raises(SystemExit) as caught:
-        config.run(lambda: fail(KeyboardInterrupt()))
+        cli.run(lambda: fail(KeyboardInterrupt()))
     assert (caught.value.code, capsys.readouterr().err) == (130, "interrupted\n")
     with pytest.raises(ZeroDivisionError):
-        config.run(lambda: 1 / 0)
+        cli.run(lambda: 1 / 0)
 
 
 def test_output_is_utf8_even_where_a_pipe_is_not(monkeypatch):
@@ -138,7 +138,7 @@ def test_output_is_utf8_even_where_a_pipe_is_not(monkeypatch):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="cp1252"))  # as on Windows
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é↵".encode()), encoding="cp1252"))
     read = []
-    config.run(lambda: print(read.append(sys.stdin.read()) or read[0], end=""))
+    cli.run(lambda: print(read.append(sys.stdin.read()) or read[0], end=""))
     sys.stdout.flush()
     assert read == ["é↵"] and sys.stdout.buffer.getvalue().decode("utf-8") == "é↵"
 

@@ -1,5 +1,6 @@
 """diffusion.py: Uniform's noise against its closed form, its loss against its formula, its decoders against oracles and spies;
-and what every process and every decoder must do. Absorbing and Gaussian have files of their own."""
+and what the processes and decoders that there are promise each. What every one must do, whatever it is, stands in
+test_every_process.py; Absorbing and Gaussian have files of their own."""
 import math
 from dataclasses import replace
 
@@ -9,34 +10,54 @@ import torch
 import torch.nn.functional as F
 
 import diffusion
+from autoregressive import best_of
+from beyond import decoders
+from beyond.decoders import DECODERS
+from beyond.likelihood import bound_of
 from conftest import EOS, MASK, PAD, Scripted, Spy, T, V, oracle, ragged_batch, row, targets_only, tiny_model, train_noise
 from data.dataset import Batch
 from data.tokenizer import load_tokenizer
-from diffusion import Absorbing, Gaussian, Uniform, best_of
+from diffusion import Absorbing, Gaussian, Uniform
+from engine.noise import Noise
 from model import Transformer
-from noise import Noise
+from test_every_process import patterns, six_rows
 
 PROCESS = Uniform(n_noise=11)
 ABSORBING, GAUSSIAN = Absorbing(MASK), Gaussian(vector_width=V)
-DECODERS = {  # every way to decode: process, options of decode()
-    "resample": (PROCESS, {}),
-    "resample-early": (PROCESS, {"early_stop": True}),
-    "unrolled": (PROCESS, {"decoder": "unrolled"}),
-    "unrolled-early": (PROCESS, {"decoder": "unrolled", "early_stop": True, "unroll_share": 1.0}),
-    "ancestral": (PROCESS, {"decoder": "ancestral"}),
-    "confidence": (ABSORBING, {"decoder": "confidence"}),
-    "confidence-blocks": (ABSORBING, {"decoder": "confidence", "block_len": 2}),
-    "threshold": (ABSORBING, {"decoder": "threshold"}),
-    "threshold-blocks": (ABSORBING, {"decoder": "threshold", "block_len": 4}),  # the last block is shorter
-    "masked-ancestral": (ABSORBING, {"decoder": "ancestral"}),
-    "remask": (ABSORBING, {"decoder": "ancestral", "remask": 1.0}),
-    "euler": (GAUSSIAN, {}),
+WAYS = {  # every way to generate: process, decoder, options
+    "resample": (PROCESS, "resample", {}),
+    "partial": (PROCESS, "partial", {}),
+    "early": (PROCESS, "partial", {"update_share": 1.0, "early_stop": True}),
+    "unrolled": (PROCESS, "unrolled", {}),
+    "unrolled-early": (PROCESS, "unrolled", {"early_stop": True, "unroll_share": 1.0}),
+    "ancestral": (PROCESS, "ancestral", {}),
+    "threshold": (ABSORBING, "threshold", {}),
+    "blocks": (ABSORBING, "blocks", {"block_len": 4}),  # the last block is shorter
+    "confidence": (ABSORBING, "confidence", {}),
+    "confidence-blocks": (ABSORBING, "confidence", {"block_len": 2}),
+    "masked-ancestral": (ABSORBING, "ancestral", {}),
+    "remask": (ABSORBING, "ancestral", {"remask": 1.0}),
+    "euler": (GAUSSIAN, "euler", {}),
 }
-every_decoder = pytest.mark.parametrize("process, options", DECODERS.values(), ids=DECODERS)
+every_way = pytest.mark.parametrize("process, decoder, options", WAYS.values(), ids=WAYS)
 
 
-def drafts_of(model, batch, indices=None, process=PROCESS, seed=0, **options):
-    return list(process.decode(model, batch, Noise(seed, "decode", 0, indices or range(len(batch.targets))), **options))
+def drafts_of(model, batch, indices=None, process=PROCESS, decoder=None, seed=0, **options):
+    noise = Noise(seed, "generate", 0, indices or range(len(batch.targets)))
+    return list(DECODERS[process.name][decoder or process.decoder](process, model, batch, noise, **options))
+
+
+def model_for(process, seed=0):
+    return tiny_model(seed, getattr(process, "vector_width", 0))
+
+
+def watch_samples(patch, watch):
+    """Let watch(drafts, score, n_samples) see all samples before the best of them is chosen."""
+    def see(drafts, score, n_samples):
+        watch(drafts, score, n_samples)
+        yield from best_of(drafts, score, n_samples)
+    for module in (diffusion, decoders):
+        patch.setattr(module, "best_of", see)
 
 
 # ---- corruption ----
@@ -100,7 +121,7 @@ def formula(model, batch, n_unroll=2):
     return total, np.array(first), t
 
 
-@pytest.mark.parametrize("n_unroll", [1, 2, 3])
+@pytest.mark.parametrize("n_unroll", [1, 2])
 def test_the_loss_is_the_explicit_formula(n_unroll):
     model, batch = tiny_model(), ragged_batch()
     losses = Uniform(11, n_unroll).loss(model, batch, train_noise(batch))
@@ -121,12 +142,12 @@ def test_perfect_one_hot_logits_lose_nothing_and_only_when_aligned():
 def test_the_second_pass_reads_the_detached_argmax_of_the_first_and_the_inputs_are_encoded_once():
     spy, batch = Spy(tiny_model()), ragged_batch()
     before = [x.clone() for x in batch]
-    Uniform(11, n_unroll=3).loss(spy, batch, train_noise(batch)).total.backward()
+    PROCESS.loss(spy, batch, train_noise(batch)).total.backward()
     noise = train_noise(batch)
     assert torch.equal(spy.fed[0], PROCESS.corrupt(batch.targets, noise.uniform(), noise)), "the model reads xt"
     assert not torch.equal(spy.fed[0], batch.targets)
-    assert torch.equal(spy.fed[1], spy.given[0].argmax(-1)) and torch.equal(spy.fed[2], spy.given[1].argmax(-1))
-    assert len(spy.fed) == 3 and len(spy.encoded) == 1
+    assert torch.equal(spy.fed[1], spy.given[0].argmax(-1))
+    assert len(spy.fed) == 2 and len(spy.encoded) == 1
     assert torch.equal(spy.encoded[0][0], batch.inputs) and torch.equal(spy.encoded[0][1], batch.pad_mask)
     assert all(torch.equal(x, y) for x, y in zip(batch, before)), "nothing of the batch is written to"
 
@@ -171,40 +192,6 @@ def test_padding_carries_loss():
     assert abs(loss - 100 * 4 / 6) < 1e-3
 
 
-def test_the_mean_of_the_passes_is_their_sum_over_their_number():
-    model, batch, gradients = tiny_model(), ragged_batch(), []
-    for unroll_mean in (False, True):
-        losses = Uniform(11, n_unroll=3, unroll_mean=unroll_mean).loss(model, batch, train_noise(batch))
-        model.zero_grad()
-        losses.total.backward()
-        gradients.append([losses.total.detach(), *(p.grad.clone() for p in model.parameters())])
-    assert max((a - 3 * b).abs().max() for a, b in zip(*gradients)) < 1e-5
-    total, first, _ = formula(model, batch, n_unroll=3)
-    assert abs(losses.total.detach() - total / 3) < 1e-5
-    assert abs(losses.per_sequence.numpy() - first).max() < 1e-5, "the log shows the first pass, undivided"
-
-
-@pytest.mark.parametrize("process", [PROCESS, Uniform(11, unroll_temperature=1.0), ABSORBING, Absorbing(MASK, weighted=False),
-                                     Gaussian(V, self_condition=0.0), Gaussian(V), Gaussian(V, self_condition=1.0)],
-                         ids=lambda process: "-".join(str(value) for value in vars(process).values()))
-def test_micro_batches_see_the_same_noise_and_average_to_the_gradient_of_the_batch(process):
-    """1 x 8, 2 x 4 and 8 x 1: ragged inputs, and all draws of a loss included."""
-    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch((4, 2, 0, 3, 1, 4, 4, 2))
-    results = []
-    for size in (8, 4, 1):
-        model.zero_grad()
-        parts = [process.loss(model, Batch(*(x[i:i + size] for x in batch)), Noise(0, "train", 5, range(i, i + size)))
-                 for i in range(0, 8, size)]
-        (sum(part.total for part in parts) / len(parts)).backward()
-        results.append((torch.cat([part.t for part in parts]), torch.cat([part.per_sequence for part in parts]),
-                        [p.grad.clone() for p in model.parameters()]))
-    (t, per_sequence, gradient), *others = results
-    assert len(t.unique()) == 8
-    for t_, per_sequence_, gradient_ in others:
-        assert torch.equal(t, t_) and (per_sequence - per_sequence_).abs().max() < 1e-4
-        assert max((a - b).abs().max() for a, b in zip(gradient, gradient_)) < 2e-5 * max(g.abs().max() for g in gradient)
-
-
 def test_noise_levels_are_uniform_and_new_at_every_step():
     batch, model = ragged_batch(lengths=(1,) * 16), oracle(torch.zeros(1, T, dtype=torch.long))
     t = np.stack([PROCESS.loss(model, batch, train_noise(batch, step)).t for step in range(300)])
@@ -220,15 +207,15 @@ def test_an_oracle_is_decoded_exactly_with_any_number_of_steps(n_steps):
     x0 = torch.tensor([[3, 1, 4, EOS, PAD, PAD]])
     model, batch = oracle(x0), ragged_batch()
     drafts = drafts_of(model, batch, n_steps=n_steps, n_samples=2)
-    assert len(drafts) == len(model.fed) == n_steps
-    assert all(torch.equal(draft, x0.expand(4, T)) for draft in drafts)
+    assert len(drafts) == 1 + len(model.fed) == 1 + n_steps
+    assert all(torch.equal(draft, x0.expand(4, T)) for draft in drafts[1:])
 
 
-def test_every_step_reads_the_draft_of_the_step_before_and_the_first_reads_noise():
+def test_every_step_reads_the_draft_before_it_and_the_first_draft_is_noise():
     spy, batch = Spy(tiny_model()), ragged_batch()
     drafts = drafts_of(spy, batch, n_steps=5, n_samples=1)
-    assert all(torch.equal(y, draft) for y, draft in zip(spy.fed[1:], drafts))
-    assert len(drafts) == 5 and len(spy.encoded) == 1
+    assert all(torch.equal(y, draft) for y, draft in zip(spy.fed, drafts))
+    assert len(drafts) == 1 + 5 == 1 + len(spy.fed) and len(spy.encoded) == 1
     assert torch.equal(spy.encoded[0][0], batch.inputs) and torch.equal(spy.encoded[0][1], batch.pad_mask)
     many = oracle(batch.targets[:1])
     drafts_of(many, ragged_batch(lengths=(1,) * 50), n_steps=1, n_samples=40)
@@ -253,7 +240,7 @@ def test_temperature_zero_takes_every_argmax_and_is_the_same_twice():
         model.embedding.weight *= 0.01  # logits so close to each other that a draw at any temperature would show
     spy = Spy(model)
     drafts = drafts_of(spy, batch, n_steps=4, temperature=0.0, n_samples=1)
-    assert all(torch.equal(draft, logits.argmax(-1)) for draft, logits in zip(drafts, spy.given))
+    assert all(torch.equal(draft, logits.argmax(-1)) for draft, logits in zip(drafts[1:], spy.given, strict=True))
     assert all(torch.equal(x, y) for x, y in zip(drafts, drafts_of(spy, batch, n_steps=4, temperature=0.0, n_samples=1)))
 
 
@@ -286,7 +273,8 @@ def test_the_kept_sample_has_the_lowest_cross_entropy_between_the_last_input_and
     output = model.given[-1].argmax(-1)
     expected = rank(model.given[-1], model.fed[-1])
     assert torch.equal(kept[-1], pick(output, expected))
-    assert torch.equal(kept[0], pick(model.fed[1], expected)), "every draft shown is one of the sample that is kept"
+    assert torch.equal(kept[1], pick(model.fed[1], expected)), "every draft shown is one of the sample that is kept"
+    assert torch.equal(kept[0], pick(model.fed[0], expected)), "the noise it began with, too"
     others = [rank(model.given[-1], output), rank(model.given[0], model.fed[0]), rank(-model.given[-1], model.fed[-1])]
     assert not any(torch.equal(pick(output, other), kept[-1]) for other in others)
 
@@ -294,15 +282,10 @@ def test_the_kept_sample_has_the_lowest_cross_entropy_between_the_last_input_and
 def all_samples(monkeypatch, *args, **options):
     """Return (the last drafts (B, n, T) of all samples, the answer)."""
     seen = []
-
-    def spy(drafts, score, n_samples):
-        seen.append(drafts[-1].view(-1, n_samples, T))
-        yield from best_of(drafts, score, n_samples)
-
     with monkeypatch.context() as patch:
-        patch.setattr(diffusion, "best_of", spy)
+        watch_samples(patch, lambda drafts, score, n_samples: seen.append(drafts[-1].view(-1, n_samples, T)))
         answer = drafts_of(*args, **options)[-1]
-        return seen[0], answer
+    return seen[0], answer
 
 
 @pytest.mark.parametrize("inputs_attention", ["causal", "bidirectional", "full"])
@@ -327,14 +310,14 @@ def test_the_seed_and_the_index_of_a_row_choose_its_noise():
     assert not torch.equal(drafts_of(model, batch, [4, 5, 6, 7], temperature=1.0)[-1], first)
 
 
-# ---- decoding: what the options of Uniform do ----
+# ---- decoding: what the other decoders of Uniform and their options do ----
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_a_step_of_resampling_updates_the_share_of_positions_it_is_told_to(share):
+def test_a_step_of_partial_updates_the_share_of_positions_it_is_told_to(share):
     model = Scripted(lambda y: 100.0 * F.one_hot((y + 1) % 9, V))  # wants to change every position at every step
     batch = ragged_batch(lengths=(1,) * 500)
-    drafts = drafts_of(model, batch, n_steps=3, n_samples=1, temperature=0.0, update_share=share)
-    changed = torch.stack([draft != y for draft, y in zip(drafts, model.fed)]).double()  # (step, B, T)
+    drafts = drafts_of(model, batch, decoder="partial", n_steps=3, n_samples=1, temperature=0.0, update_share=share)
+    changed = torch.stack([draft != y for draft, y in zip(drafts[1:], model.fed, strict=True)]).double()  # (step, B, T)
     deviation = math.sqrt(share * (1 - share) / (500 * T))
     assert (abs(changed.mean((1, 2)) - share) <= 4 * deviation).all()
     assert (abs(changed.mean(1) - share) <= 5 * deviation * T ** 0.5).all(), "every position alike"
@@ -355,26 +338,27 @@ def test_unrolled_decoding_predicts_exactly_the_least_certain_share_again(share,
     mask = torch.zeros(2, T, dtype=torch.bool)
     mask[:, frozen] = True
     drafts = drafts_of(model, batch, n_steps=2, n_samples=1, decoder="unrolled", unroll_share=share, frozen=mask)
-    assert len(drafts) == len(model.fed) == 4
+    assert len(drafts) == 1 + len(model.fed) == 1 + 4
     for b in range(2):
         free = [i for i in certainty[b].argsort().tolist() if i not in frozen]  # least certain first
         first, second = batch.targets[b].clone(), batch.targets[b].clone()
         first[free] = second[free] = 7
         second[free[:n]] = 8
         for step in (0, 2):
-            assert torch.equal(drafts[step][b], first) and torch.equal(drafts[step + 1][b], second)
-    assert torch.equal(model.fed[1], drafts[0]), "the second pass reads the argmax of the first"
-    assert torch.equal(model.fed[2], drafts[1])
+            assert torch.equal(drafts[1 + step][b], first) and torch.equal(drafts[2 + step][b], second)
+    assert torch.equal(model.fed[1], drafts[1]), "the second pass reads the argmax of the first"
+    assert torch.equal(model.fed[2], drafts[2])
 
 
-@pytest.mark.parametrize("options, speed", [({}, 1), ({"decoder": "unrolled", "unroll_share": 1.0}, 2)])
+@pytest.mark.parametrize("options, speed", [({"decoder": "partial", "update_share": 1.0}, 1),
+                                            ({"decoder": "unrolled", "unroll_share": 1.0}, 2)])
 def test_early_stop_ends_when_a_step_changes_nothing(options, speed):
     """Every token counts down to 0. Once there, one step more shows that nothing changes; no step is made after it."""
     model, batch = Scripted(lambda y: 100.0 * F.one_hot((y - 1).clamp(min=0), V)), ragged_batch()
     drafts = drafts_of(model, batch, n_steps=50, early_stop=True, n_samples=3, **options)
     n_steps = -(-int(model.fed[0].max()) // speed) + 1
-    assert len(drafts) == len(model.fed) == n_steps * speed and not drafts[-1].any()
-    assert len(drafts_of(model, batch, n_steps=50, early_stop=False, n_samples=3, **options)) == 50 * speed
+    assert len(drafts) == 1 + len(model.fed) == 1 + n_steps * speed and not drafts[-1].any()
+    assert len(drafts_of(model, batch, n_steps=50, early_stop=False, n_samples=3, **options)) == 1 + 50 * speed
 
 
 @pytest.mark.parametrize("early_stop, moves", [(True, 1), (False, 4)])
@@ -387,9 +371,9 @@ def test_a_sample_that_stopped_stays_while_others_go_on_as_if_it_were_alone(earl
     batch, frozen = ragged_batch(lengths=(4, 2)), torch.tensor([[True] + [False] * 5] * 2)
     for rows in ([0, 1], [0], [1]):
         model = Scripted(script)
-        drafts = drafts_of(model, Batch(*(x[rows] for x in batch)), rows, n_steps=5, n_samples=1, early_stop=early_stop,
-                           temperature=0.0, frozen=frozen[rows])
-        assert len(drafts) == (2 if early_stop and rows == [0] else 5)
+        drafts = drafts_of(model, Batch(*(x[rows] for x in batch)), rows, decoder="partial", update_share=1.0, n_steps=5,
+                           n_samples=1, early_stop=early_stop, temperature=0.0, frozen=frozen[rows])
+        assert len(drafts) == 1 + (2 if early_stop and rows == [0] else 5)
         for b, n in zip(rows, [moves, 5] if rows == [0, 1] else [moves] if rows == [0] else [5]):
             free = model.fed[0][rows.index(b), 1:]
             expected = free
@@ -398,148 +382,114 @@ def test_a_sample_that_stopped_stays_while_others_go_on_as_if_it_were_alone(earl
             assert torch.equal(drafts[-1][rows.index(b), 1:], expected)
 
 
-# ---- decoding: every process, every decoder ----
-
-def patterns():
-    """Return (6, T) bool, patterns of frozen positions: none, all, first, last, every other, random."""
-    frozen = torch.zeros(6, T, dtype=torch.bool)
-    frozen[1], frozen[2, 0], frozen[3, -1], frozen[4, ::2] = True, True, True, True
-    frozen[5] = torch.tensor([False, True, True, False, True, False])
-    return frozen
+def test_partial_of_all_positions_is_the_papers_decoder():
+    model, batch, options = tiny_model(), ragged_batch(), dict(n_steps=6, temperature=0.7, n_samples=3)
+    papers = drafts_of(model, batch, **options)
+    partial = drafts_of(model, batch, decoder="partial", update_share=1.0, **options)
+    assert torch.equal(torch.stack(papers), torch.stack(partial))
 
 
-def all_kinds_of_rows():
-    """Return a batch of 6 ragged rows whose targets are text, EOS and PAD."""
-    batch = ragged_batch(lengths=(4, 2, 0, 3, 1, 4))
-    return batch._replace(targets=torch.randint(11, (6, T), generator=torch.Generator().manual_seed(1)))
+# ---- decoding: every way there is ----
+
+@pytest.mark.parametrize("process, decoder, passes", [
+    (PROCESS, "resample", 1), (PROCESS, "partial", 1), (PROCESS, "unrolled", 2), (PROCESS, "ancestral", 1),
+    (GAUSSIAN, "euler", 1)])
+def test_where_nothing_ends_early_every_step_that_is_asked_for_is_made(process, decoder, passes):
+    batch = six_rows()
+    for frozen in (patterns(), torch.ones(6, T, dtype=torch.bool), None):
+        for n_steps in (1, 2, 3, T, 2 * T):
+            model = oracle(batch.targets)
+            drafts = drafts_of(model, batch, process=process, decoder=decoder, n_steps=n_steps, frozen=frozen)
+            assert len(drafts) - 1 == len(model.fed) == passes * n_steps
 
 
-@every_decoder
-def test_the_answer_of_an_oracle_is_decoded_whatever_the_number_of_steps_and_what_is_frozen(process, options):
-    frozen, batch = patterns(), all_kinds_of_rows()
-    x0 = (batch.targets + 1) % 11  # what is frozen stays even where the oracle knows better
-    passes = 2 if options.get("decoder") == "unrolled" else 1
-    for n_steps in range(1, 2 * T + 1):
-        for mask in (frozen, torch.ones_like(frozen), None):
-            model = oracle(x0)
-            drafts = drafts_of(model, batch, process=process, n_steps=n_steps, n_samples=2, frozen=mask, **options)
-            expected = x0 if mask is None else torch.where(mask, batch.targets, x0)
-            assert torch.equal(drafts[-1], expected), (n_steps, mask)  # so no MASK is left either
-            assert 1 <= len(drafts) == len(model.fed) <= passes * n_steps, "one draft for every evaluation of the network"
-            if process is not ABSORBING and "early_stop" not in options:
-                assert len(drafts) == passes * n_steps
-
-
-@every_decoder
-@pytest.mark.parametrize("t_start", [1.0, 0.4])
-def test_what_is_frozen_stays_in_every_draft_whatever_the_model_says(process, options, t_start):
-    model, frozen, batch = Spy(tiny_model(vector_width=process.vector_width)), patterns(), all_kinds_of_rows()
-    before = [x.clone() for x in (*batch, frozen)]
-    drafts = drafts_of(model, batch, process=process, n_steps=5, n_samples=3, temperature=1.0, frozen=frozen, t_start=t_start,
-                       **options)
-    assert all(torch.equal(draft[frozen], batch.targets[frozen]) for draft in drafts)
-    assert (drafts[-1] != batch.targets)[~frozen].any(), "while the rest is written"
-    if process is not GAUSSIAN:  # and what is frozen is what the model reads
-        mask, targets = (x.repeat_interleave(3, dim=0) for x in (frozen, batch.targets))
-        assert all(torch.equal(y[mask], targets[mask]) for y in model.fed)
-    assert all(torch.equal(x, y) for x, y in zip((*batch, frozen), before)), "nothing is written to"
-
-
-@every_decoder
-def test_targets_that_are_not_frozen_are_never_read(process, options):
-    """A leak: the answer would be there before the first step."""
-    model, frozen, batch = tiny_model(vector_width=process.vector_width), patterns(), all_kinds_of_rows()
-    results = []
-    for targets in (batch.targets, torch.where(frozen, batch.targets, (batch.targets + 3) % 9)):
-        spy = Spy(model)
-        drafts = drafts_of(spy, batch._replace(targets=targets), process=process, n_steps=4, n_samples=2, temperature=1.0,
-                           frozen=frozen, **options)
-        results.append(drafts + spy.fed)  # to the last bit of what the model reads
-    assert len(results[0]) == len(results[1]) and all(torch.equal(a, b) for a, b in zip(*results))
-    for targets in (batch.targets, torch.zeros_like(batch.targets)):
-        results.append(drafts_of(model, batch._replace(targets=targets), process=process, n_steps=4, n_samples=2, **options))
-    assert all(torch.equal(a, b) for a, b in zip(*results[2:])), "with nothing frozen, none of them is"
-
-
-@every_decoder
 @pytest.mark.parametrize("t_start", [1.0, 0.6])
-def test_the_noise_levels_run_from_t_start_down_to_zero_in_equal_steps(process, options, t_start, monkeypatch):
-    seen, predict = [], type(process).predict
-    monkeypatch.setattr(type(process), "predict", lambda self, model, y, t, *rest: seen.append(
-        (y, torch.as_tensor(t).flatten().tolist())) or predict(self, model, y, t, *rest))
-    batch = all_kinds_of_rows()
-    options = {k: v for k, v in options.items() if k != "early_stop"}
-    drafts_of(tiny_model(vector_width=process.vector_width), batch, process=process, n_steps=4, n_samples=2, temperature=1.0,
+def test_the_noise_levels_run_from_t_start_down_to_zero_in_equal_steps(t_start, monkeypatch):
+    """Those that an evaluation is told, or a step goes between; the rates of masked diffusion are in test_absorbing.py."""
+    seen, predict, reverse = [], Gaussian.predict, decoders.reverse
+    monkeypatch.setattr(Gaussian, "predict", lambda *args: (seen.append(args[3]), predict(*args))[1])
+    monkeypatch.setattr(decoders, "reverse", lambda *args: (seen.append(args[3:5]), reverse(*args))[1])
+    levels = torch.tensor([t_start * k / 4 for k in (4, 3, 2, 1, 0)], dtype=torch.float64)
+    options = dict(n_steps=4, n_samples=2, temperature=1.0, t_start=t_start)
+    drafts_of(model_for(GAUSSIAN), six_rows(), process=GAUSSIAN, **options)
+    assert (torch.stack(seen) - levels[:-1, None]).abs().max() < 1e-6 and seen[0].shape == (12,)
+    seen.clear()
+    drafts_of(tiny_model(), six_rows(), decoder="ancestral", **options)
+    assert (torch.tensor(seen) - torch.stack((levels[:-1], levels[1:]), dim=1)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("t_start", [1.0, 0.6])
+@pytest.mark.parametrize("decoder, options", [way[1:] for way in WAYS.values() if way[0] is ABSORBING])
+def test_what_a_masked_model_is_fed_is_less_and_less_noisy(decoder, options, t_start):
+    spy = Spy(tiny_model())
+    drafts_of(spy, six_rows(), process=ABSORBING, decoder=decoder, n_steps=4, n_samples=2, temperature=1.0,
               t_start=t_start, **options)
-    expected = [t_start * k / 4 for k in (4, 3, 2, 1) for _ in range(2 if options.get("decoder") == "unrolled" else 1)]
-    assert len(seen) == len(expected) or (process is ABSORBING and 1 < len(seen) < len(expected))
-    assert all(abs(t - level) < 1e-6 for (_, ts), level in zip(seen, expected) for t in ts)
-    if process is ABSORBING and options in ({}, {"decoder": "ancestral", "remask": 1.0}):
-        y = torch.cat([y for y, _ in seen]).view(len(seen), -1)
-        assert len(seen) == 4 and all((y == MASK).sum(1).diff() <= 0), "what is fed is less and less noisy"
+    n_masked = torch.stack([(y == MASK).sum() for y in spy.fed])
+    assert 1 < len(n_masked) <= 4 and (n_masked.diff() <= 0).all() and n_masked[-1] > 0
 
 
-@every_decoder
-def test_revision_starts_from_the_targets_noised_to_t_start(process, options):
+@every_way
+def test_revision_starts_from_the_targets_noised_to_t_start(process, decoder, options):
     x0 = torch.randint(9, (400, 20), generator=torch.Generator().manual_seed(0))
     for t, changes in ((0.05, 0.05), (0.5, 0.5), (1.0, 1.0)):
-        model = oracle(x0)
-        drafts_of(model, targets_only(x0), process=process, n_steps=1, n_samples=1, t_start=t, **options)
+        model, more = oracle(x0), dict(options, n_steps=1, n_samples=1, t_start=t)
+        first, *_ = drafts_of(model, targets_only(x0), process=process, decoder=decoder, **more)
         if process is GAUSSIAN:
             sigma = 0.1 * 200 ** t
             noise = model.fed[0] * math.sqrt(1 / V + sigma ** 2) / sigma - (t < 1) * F.one_hot(x0, V) / sigma
             assert abs(noise.mean()) < 4 / noise.numel() ** 0.5 and abs(noise.var() - 1) < 4 * (2 / noise.numel()) ** 0.5
+            assert torch.equal(first, model.fed[0].argmax(-1)), "shown as the tokens whose vectors are nearest"
         else:
             p = changes * (1 if process is ABSORBING else 1 - 1 / 11)
             changed = model.fed[0] != x0
             assert abs(changed.double().mean() - p) <= 4 * math.sqrt(p * (1 - p) / x0.numel())
             assert process is not ABSORBING or (model.fed[0][changed] == MASK).all()
+            assert torch.equal(first, model.fed[0])
 
 
-@every_decoder
-def test_a_little_noise_and_a_model_that_copies_what_it_sees_keep_the_text_and_pure_noise_does_not(process, options):
+@every_way
+def test_a_little_noise_and_a_model_that_copies_what_it_sees_keep_the_text_and_pure_noise_does_not(process, decoder, options):
     x0 = torch.randint(9, (200, T), generator=torch.Generator().manual_seed(0))
     copy = Scripted(lambda y: 100.0 * (y if y.is_floating_point() else F.one_hot(y, V)).clone())
     options = {k: v for k, v in options.items() if k != "remask"}  # which is there to give up what was kept
-    kept = [(drafts_of(copy, targets_only(x0), process=process, n_steps=4, n_samples=1, t_start=t, **options)[-1] == x0)
-            .double().mean() for t in (0.05, 1.0)]
+    kept = [(drafts_of(copy, targets_only(x0), process=process, decoder=decoder, n_steps=4, n_samples=1, t_start=t,
+                       **options)[-1] == x0).double().mean() for t in (0.05, 1.0)]
     assert kept[0] > 0.9 and kept[1] < 0.3
 
 
-@every_decoder
-def test_at_temperature_zero_the_argmax_of_the_logits_is_what_a_draft_shows(process, options):
-    model, batch = tiny_model(seed=1, vector_width=process.vector_width), all_kinds_of_rows()  # argmax: not one word everywhere
+@every_way
+def test_at_temperature_zero_the_argmax_of_the_logits_is_what_a_draft_shows(process, decoder, options):
+    model, batch = model_for(process, seed=1), six_rows()  # argmax: not one word everywhere
     with torch.no_grad():
         model.embedding.weight *= 0.01  # logits so close to each other that a draw at any temperature would show
     spy = Spy(model)
-    first = drafts_of(spy, batch, process=process, n_steps=1, n_samples=1, temperature=0.0, **options)[0]
-    logits = spy.given[0][..., :11] if process is PROCESS and options.get("decoder") == "ancestral" else spy.given[0]
-    assert torch.equal(first, logits.argmax(-1)) and len(first.unique()) > 1
+    more = dict(options, n_steps=1, n_samples=1, temperature=0.0)
+    noise, first, *_ = drafts_of(spy, batch, process=process, decoder=decoder, **more)
+    logits = spy.given[0][..., :11] if (process, decoder) == (PROCESS, "ancestral") else spy.given[0]
+    drawn = first != noise if decoder == "partial" and not options else torch.ones_like(first, dtype=torch.bool)
+    assert torch.equal(first[drawn], logits.argmax(-1)[drawn]) and len(first[drawn].unique()) > 1
 
 
-@every_decoder
-def test_the_kept_sample_has_the_lowest_score_and_the_score_is_that_of_the_documentation(process, options, monkeypatch):
+@every_way
+def test_the_kept_sample_has_the_lowest_score_and_it_is_that_of_the_documentation(process, decoder, options, monkeypatch):
     """Worked out anew from what the model was given and what it gave, for all of 7 samples of 6 inputs."""
     seen, n = {}, 7
-
-    def watch(drafts, score, n_samples):
-        seen.update(drafts=torch.stack(drafts), score=score)
-        yield from best_of(drafts, score, n_samples)
-    monkeypatch.setattr(diffusion, "best_of", watch)
-    spy, batch, frozen = Spy(tiny_model(vector_width=process.vector_width)), all_kinds_of_rows(), patterns()
-    answer = drafts_of(spy, batch, process=process, n_steps=4, n_samples=n, temperature=1.0, frozen=frozen, **options)
-    drafts, given = seen["drafts"], torch.stack(spy.given).double()                      # (steps, B * n, T), (..., V)
+    watch_samples(monkeypatch, lambda drafts, score, _: seen.update(drafts=torch.stack(drafts), score=score))
+    spy, batch, frozen = Spy(model_for(process)), six_rows(), patterns()
+    answer = drafts_of(spy, batch, process=process, decoder=decoder, n_steps=4, n_samples=n, temperature=1.0, frozen=frozen,
+                       **options)
+    drafts, given = seen["drafts"], torch.stack(spy.given).double()  # (1 + steps, B * n, T), (steps, B * n, T, V)
     nats = lambda logits, tokens: -logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
     if process is GAUSSIAN:
         score = nats(given[-1], drafts[-1]).mean(1)
     elif process is ABSORBING:
-        before = torch.cat((torch.where(frozen, batch.targets, MASK).repeat_interleave(n, dim=0)[None], drafts[:-1]))
+        assert torch.equal(drafts[0], torch.where(frozen, batch.targets, MASK).repeat_interleave(n, dim=0))
         score = torch.zeros(drafts[0].shape, dtype=torch.float64)  # of all tokens that are not frozen, when they were revealed
-        for step in range(len(drafts)):
-            score = torch.where((before[step] == MASK) & (drafts[step] != MASK), nats(given[step], drafts[step]), score)
+        for before, after, logits in zip(drafts, drafts[1:], given, strict=False):
+            score = torch.where((before == MASK) & (after != MASK), nats(logits, after), score)
         score = score.sum(1) / (~frozen).sum(1).repeat_interleave(n)
         score[n:2 * n] = seen["score"][n:2 * n]  # nothing to reveal in row 1, where all is frozen
-    elif options.get("decoder") == "unrolled":
+    elif decoder == "unrolled":
         score = nats(given[-2], spy.fed[-2]).mean(1)
     else:
         score = nats(given[-1], spy.fed[-1]).mean(1)
@@ -550,40 +500,17 @@ def test_the_kept_sample_has_the_lowest_score_and_the_score_is_that_of_the_docum
     assert not torch.equal(chosen[-1], drafts.view(len(drafts), 6, n, T)[-1, :, 0])
 
 
-@every_decoder
-def test_the_same_seed_gives_the_same_sample_in_every_batch_padded_or_not(process, options):
-    model, batch, frozen = tiny_model(vector_width=process.vector_width), ragged_batch(), patterns()[[0, 4, 5, 2]]
-    options = dict(options, process=process, n_steps=4, n_samples=3, temperature=0.7)
-    whole = drafts_of(model, batch, frozen=frozen, **options)[-1]
-    alone = [drafts_of(model, row(batch, b), [b], frozen=frozen[b:b + 1], **options)[-1] for b in range(4)]
-    assert torch.equal(torch.cat(alone), whole)
-    halves = [drafts_of(model, Batch(*(x[h:h + 2] for x in batch)), [h, h + 1], frozen=frozen[h:h + 2], **options)[-1]
-              for h in (0, 2)]
-    assert torch.equal(torch.cat(halves), whole)
-    again, *others = (drafts_of(model, batch, seed=seed, frozen=frozen, **options)[-1] for seed in range(8))
-    assert torch.equal(again, whole) and not all(torch.equal(other, whole) for other in others)  # argmax forgets some noise
-
-
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "full"])
-@pytest.mark.parametrize("process", [Uniform(11), Absorbing(MASK), Gaussian(V)], ids=["uniform", "absorbing", "gaussian"])
+@pytest.mark.parametrize("process", [PROCESS, ABSORBING, GAUSSIAN], ids=["uniform", "absorbing", "gaussian"])
 def test_the_inputs_are_encoded_once_with_the_attention_of_the_process(process, attention):
     batch, process = ragged_batch(), replace(process, inputs_attention=attention)
     model = oracle(batch.targets[:1])
     process.loss(model, batch, train_noise(batch))
-    for decoder in process.decoders:
+    for decoder in DECODERS[process.name]:
         drafts_of(model, batch, process=process, decoder=decoder)
-    process.bound(model, batch, train_noise(batch), n_draws=3)
-    assert [call[2] for call in model.encoded] == [attention] * (2 + len(process.decoders))
+    bound_of(process)(process, model, batch, train_noise(batch), 3)
+    assert [call[2] for call in model.encoded] == [attention] * (2 + len(DECODERS[process.name]))
     assert all(torch.equal(call[0], batch.inputs) and call[1] is batch.pad_mask for call in model.encoded)
-
-
-@every_decoder
-def test_loss_and_decoding_leave_the_global_generator_alone(process, options):
-    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
-    state = torch.get_rng_state()
-    replace(process, **({"unroll_temperature": 1.0} if process is PROCESS else {})).loss(model, batch, train_noise(batch))
-    drafts_of(model, batch, process=process, temperature=1.0, **options)
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 # ---- learning ----
@@ -623,12 +550,13 @@ def test_on_random_text_the_loss_of_every_noise_level_is_that_of_the_ideal_denoi
 def test_one_batch_is_memorised_to_a_loss_near_zero_and_decoded_exactly(process, n_steps):
     torch.manual_seed(1)
     batch = ragged_batch(lengths=(4, 2, 1, 3))
-    model = Transformer(V, n_layer=2, width=32, n_head=2, vector_width=process.vector_width)
+    model = Transformer(V, n_layer=2, width=32, n_head=2, vector_width=getattr(process, "vector_width", 0))
     batch.targets[0, 3:] = torch.tensor([EOS, PAD, PAD])
     batch.targets[1, 5] = EOS
     many = Batch(*(x.repeat(16, 1) for x in batch))  # each row at sixteen noise levels a step
     history = train(model, process, [many] * n_steps, lr=5e-3)
     losses = [float(h.total.detach()) for h in history]
     assert sum(losses[-10:]) / 10 < 0.1 < 2 < losses[0]
-    for decoder in process.decoders:
-        assert torch.equal(drafts_of(model.eval(), batch, process=process, decoder=decoder)[-1], batch.targets)
+    for decoder in DECODERS[process.name]:
+        options = {"update_share": 1.0} if decoder == "partial" else {}  # less leaves a share of the noise
+        assert torch.equal(drafts_of(model.eval(), batch, process=process, decoder=decoder, **options)[-1], batch.targets)

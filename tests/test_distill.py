@@ -5,8 +5,8 @@ import pytest
 
 import eval as evaluation
 import sample
-from config import UserError
 from data.tasks import read_jsonl
+from engine.cli import UserError
 
 
 @pytest.fixture(scope="module")

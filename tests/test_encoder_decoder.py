@@ -11,12 +11,12 @@ import ar2diff
 import eval as evaluation
 import sample
 from autoregressive import Autoregressive
-from checkpoint import process_of
-from config import UserError
-from conftest import EOS, MASK, PAD, V, ragged_batch, train_noise
+from conftest import EOS, MASK, PAD, V, ragged_batch, train_noise, width_of
 from diffusion import Absorbing, Gaussian, Uniform
+from engine.cli import UserError
+from engine.noise import Noise
 from model import Transformer
-from noise import Noise
+from pretrained.loading import process_of
 
 AR, FEW = Autoregressive(MASK, EOS, PAD, "bidirectional"), ["--steps=2", "--eval_sequences=2"]
 PROCESSES = [Uniform(11), Absorbing(MASK), Gaussian(8, self_condition=1.0)]
@@ -87,7 +87,7 @@ def test_an_input_moves_exactly_the_keys_and_values_that_may_see_it_in_every_lay
 @pytest.mark.parametrize("process, n_passes", [(AR, 1), (Uniform(11), 2), (Absorbing(MASK), 1), (PROCESSES[2], 2)],
                          ids=["ar", "uniform", "absorbing", "gaussian"])
 def test_the_encoder_and_its_keys_and_values_are_computed_once_for_all_passes_steps_and_samples(process, n_passes):
-    model, batch, calls = small_model(process.vector_width), ragged_batch(), []
+    model, batch, calls = small_model(width_of(process)), ragged_batch(), []
     for name, module in {"encoder": model.encoder[1], "keys": model.blocks[1].cross.kv, "decoder": model.blocks[1]}.items():
         module.register_forward_hook(lambda module, args, result, name=name: calls.append((name, len(args[0]))))
 
@@ -95,7 +95,7 @@ def test_the_encoder_and_its_keys_and_values_are_computed_once_for_all_passes_st
     assert calls == [("encoder", 4), ("keys", 4)] + [("decoder", 4)] * n_passes
     calls.clear()
     options = {"temperature": 1.0} if process is AR else {"n_steps": 3}
-    drafts = list(process.decode(model, batch, Noise(0, "decode", 0, range(4)), n_samples=2, **options))
+    drafts = list(process.generate(model, batch, Noise(0, "generate", 0, range(4)), n_samples=2, **options))
     assert calls[:2] == [("encoder", 4), ("keys", 4)] and {("decoder", 8)} == set(calls[2:]) and len(drafts) > 1
 
 
@@ -131,7 +131,7 @@ def test_from_ar_to_diffusion_to_a_score_and_a_sample(train, encoder_decoder_run
         assert 0 < evaluation.main([str(folder), "--metric=bits", "--n_draws=2"])["per_token"][0] < math.inf
     capsys.readouterr()
     sample.main([str(one.folder), "--prompt=ab", "--n_steps=3", "--show_steps"])
-    assert [line.split()[0] for line in capsys.readouterr().out.split("\n")[:3]] == ["1", "2", "3"]
+    assert [line.split()[0] for line in capsys.readouterr().out.split("\n")[:4]] == ["0", "1", "2", "3"]
 
 
 def test_diffusion_can_begin_without_an_ar_model_and_resumes_exactly(train, tmp_path):

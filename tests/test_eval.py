@@ -9,11 +9,11 @@ import eval as evaluation
 import sample
 import train_ar
 import train_diff
-from checkpoint import load_checkpoint
-from config import UserError
 from data import prepare
 from data.tokenizer import load_tokenizer
-from sandbox import Result
+from engine.cli import UserError
+from pretrained.loading import load_checkpoint
+from scoring.sandbox import Result
 
 BYTES = load_tokenizer("bytes")
 CODE = [{"input": f"add {n}", "target": f"def f(x): return x + {n}", "tests": [f"assert f(1) == {n + 1}", "assert f(1.5) > 1"]}
@@ -27,7 +27,7 @@ def write_task(folder, rows, metric):
     return folder
 
 
-def answer_with(monkeypatch, texts, n_steps=3):
+def answer_with(monkeypatch, texts, n_evaluations=3):
     """Let every model answer an input with texts[input]; None is an answer without EOS, ids are given as they are."""
     def drafts(self, batch, noise):
         rows = []
@@ -35,7 +35,7 @@ def answer_with(monkeypatch, texts, n_steps=3):
             text = texts[BYTES.decode([i for i in ids if i != BYTES.pad])]
             ids = [BYTES.pad] if text is None else [*text.encode(), BYTES.eos]
             rows.append(ids + [BYTES.pad] * (40 - len(ids)))
-        return [torch.tensor(rows)] * n_steps
+        return [torch.tensor(rows)] * (1 + n_evaluations)  # the first is what they start from
     monkeypatch.setattr(sample.Writer, "drafts", drafts)
 
 
@@ -97,10 +97,22 @@ def test_network_evaluations_are_the_steps_of_diffusion_and_the_tokens_of_ar(ar_
     assert score(diff_run.folder, "--n_steps=4")["evaluations"] == 4
     assert score(diff_run.folder, "--n_steps=4", "--n_programs=2", "--n_samples=3")["evaluations"] == 4
     calls = []
-    real = type(sample.load_writer(ar_run.folder, sample.DecodeConfig()).model).decode
+    real = type(sample.load_writer(ar_run.folder, sample.GenerateConfig()).model).decode
     monkeypatch.setattr("model.Transformer.decode", lambda self, y, *a, **k: calls.append(len(y)) or real(self, y, *a, **k))
     result = score(ar_run.folder, "--batch_size=1")
     assert result["evaluations"] == len(calls) / 5
+
+
+def test_the_decoder_and_its_options_are_told_with_the_score(ar_run, diff_run, capsys):
+    for run, flags, decoder, options in (
+            (ar_run, [], "left to right", {"temperature": 0.0, "top_k": 0, "n_samples": 1}),
+            (diff_run, ["--decoder=unrolled", "--n_steps=2", "--unroll_share=0.5"], "unrolled",
+             {"n_steps": 2, "temperature": 0.2, "n_samples": 8, "unroll_share": 0.5, "early_stop": False})):
+        result = score(run.folder, *flags)
+        assert (result["decoder"], result["options"]) == (decoder, options)
+        shown = ", ".join([decoder, *(f"{name} {value}" for name, value in result["options"].items())])
+        assert f"({result['process']}; {shown}; seed 0)" in capsys.readouterr().out
+    assert result["evaluations"] == 4, "two a step"
 
 
 def test_two_evaluations_agree_and_another_seed_does_not(diff_run, tmp_path):
@@ -210,7 +222,7 @@ def test_the_whole_chain_of_scripts_on_the_code_task(tmp_path, monkeypatch, caps
     capsys.readouterr()
     sample.main(["diff", "--prompt=add one to x", "--show_steps", "--n_steps=4"])
     lines = capsys.readouterr().out.split("\n")
-    assert [line.split()[0] for line in lines[:4]] == ["1", "2", "3", "4"] and lines[4] == ""
+    assert [line.split()[0] for line in lines[:5]] == ["0", "1", "2", "3", "4"] and lines[5] == ""
 
 
 def test_several_greedy_programs_of_an_ar_model_are_refused_because_they_are_one(ar_run, tmp_path):

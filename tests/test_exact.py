@@ -13,11 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import diffusion
 from autoregressive import Autoregressive
+from beyond import likelihood
+from beyond.decoders import DECODERS
 from data.dataset import Batch
 from diffusion import Absorbing, Gaussian, Uniform
-from noise import Noise
+from engine.noise import Noise
 
 STEPS = (1, 2, 4, 8, 16, 32)
 
@@ -52,38 +53,6 @@ class Toy:
         return (p @ F.one_hot(self.S, self.V).double().flatten(1)).view(-1, self.L, self.V).log()
 
 
-def ideal(process, toy, change=lambda logits: logits, blind=False):
-    """Let the process predict what the ideal denoiser of the toy does; blind = without knowing t, uniform in [0, 1]."""
-    def predict(model, xt, t, context=None, x_hat=None):
-        if process.name == "gaussian":
-            return change(toy.posterior(toy.log_likelihood("gaussian", xt, process.sigma(t).flatten())))
-        shared, base = not torch.is_tensor(t), toy.V + (process.name == "absorbing")
-        y = xt if not shared else toy.S if base == toy.V else toy.masked  # a level of all rows: look each state up
-        t = torch.full((len(y),), t, dtype=torch.float64) if shared else t
-        nodes, weights = legendre(0.0) if blind else (t[:, None], torch.ones(1))         # (B, 1) or (n,)
-        averaged = torch.stack([toy.log_likelihood(process.name, y, node.expand(len(y))) for node in nodes.unbind(-1)])
-        logits = change(toy.posterior((averaged + weights.log()[:, None, None]).logsumexp(0)))
-        if process.name == "absorbing":
-            logits = F.pad(logits, (0, 1), value=-math.inf)
-        return logits[(xt * base ** torch.arange(toy.L - 1, -1, -1)).sum(1)] if shared else logits
-
-    process.predict = predict
-    if not blind:
-        process.tell = lambda logits, xt, t: logits  # it knows
-    return process
-
-
-def processes(toy):
-    return Uniform(toy.V), Absorbing(toy.V), Gaussian()
-
-
-def perturbed(toy, seed):
-    """Return a change of the logits: another temperature, and something added to the logit of each token at each place."""
-    rng = torch.Generator().manual_seed(seed)
-    scale, shift = torch.randn(1, generator=rng).mul(0.3).exp(), torch.randn(toy.L, toy.V, generator=rng).mul(0.5)
-    return lambda logits: scale * logits + shift
-
-
 class Model:
     """No weights: encode() yields itself, decode() is a function of y; the vectors of the tokens are three times too long."""
 
@@ -98,9 +67,51 @@ class Model:
         return self
 
 
+class Ideal(Model):
+    """The ideal denoiser of a toy for a process. No process tells a network that reads tokens how noisy they are. So unless
+    `blind`, this one is told in two ways: times, the level of each of its coming evaluations, and a tell() for the bound."""
+
+    def __init__(self, process, toy, change=lambda logits: logits, blind=False):
+        super().__init__(toy)
+        self.name, self.toy, self.change, self.blind, self.times = process.name, toy, change, blind, []
+        self.tell = likelihood.tell if blind else lambda V, logits, xt, t: self.predict(xt, t)
+        self.decode = lambda y, context, attention: self.predict(y, self.times.pop(0) if self.times else None)
+        if process.name == "gaussian":
+            process.predict = lambda model, z, t, context, x_hat: self.predict(z, process.sigma(t).flatten())
+
+    def predict(self, xt, t=None):
+        """Return logits (B, L, V) for levels t (B,), for one of all rows, or for None, unknown and uniform in [0, 1]."""
+        toy, base = self.toy, self.toy.V + (self.name == "absorbing")
+        t = None if self.blind else t
+        if torch.is_tensor(t):
+            return self.change(toy.posterior(toy.log_likelihood(self.name, xt, t)))
+        states = toy.S if base == toy.V else toy.masked  # look each one up
+        nodes, weights = legendre(0.0) if t is None else (torch.tensor([t], dtype=torch.float64), torch.ones(1))
+        averaged = torch.stack([toy.log_likelihood(self.name, states, node.expand(len(states))) for node in nodes])
+        logits = self.change(toy.posterior((averaged + weights.log()[:, None, None]).logsumexp(0)))
+        return F.pad(logits, (0, base - toy.V))[(xt * base ** torch.arange(toy.L - 1, -1, -1)).sum(1)]
+
+
+def processes(toy):
+    return Uniform(toy.V), Absorbing(toy.V), Gaussian()
+
+
+def perturbed(toy, seed):
+    """Return a change of the logits: another temperature, and something added to the logit of each token at each place."""
+    rng = torch.Generator().manual_seed(seed)
+    scale, shift = torch.randn(1, generator=rng).mul(0.3).exp(), torch.randn(toy.L, toy.V, generator=rng).mul(0.5)
+    return lambda logits: scale * logits + shift
+
+
+def bound(process, model, x0, noise, n_draws=1):
+    """Return the bound of texts x0 by beyond/likelihood.py, (B,) nats, with the model's own tell()."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihood, "tell", getattr(model, "tell", likelihood.tell))
+        return likelihood.bound_of(process)(process, model, batch_of(x0), noise, n_draws)
+
+
 class Cases:
     """A noise that is given: level (B,), then the numbers of each place (B, L), tokens (B, L), normal numbers (B, L, D_e)."""
-    train_step = None
 
     def __init__(self, level, places=None, tokens=None, normals=()):
         self.level, self.places, self.tokens, self.normals = level, places, tokens, list(normals)
@@ -121,7 +132,6 @@ class Cases:
 
 class Quick(Noise):
     """Noise of n rows by one generator, for many rows."""
-    train_step = None
 
     def __init__(self, n, seed=0):
         self.n, self.rng = n, np.random.default_rng(seed)
@@ -158,54 +168,59 @@ def legendre(low, n=40):
     return t, w * t * -math.log(low) / 2
 
 
-# ---- exact expectations of bound(), by x0: (N,) ----
+# ---- exact expectations of the bounds, by x0: (N,) ----
 
 def uniform_cases(toy):
     """Return (x0, xt, t, probability) of all pairs at every quadrature node of t; the probabilities of an x0 add up to 1."""
-    nodes, weights = legendre(diffusion.T_MIN)
+    nodes, weights = legendre(likelihood.T_MIN)
     i, j, k = product(len(toy.S), len(toy.S), len(nodes))
     x0, xt, t = toy.S[i], toy.S[j], nodes[k]
     chance = ((1 - t[:, None]) * (x0 == xt) + t[:, None] / toy.V).prod(-1)               # q(xt | x0)
     return x0, xt, t, chance * weights[k]
 
 
-def uniform_bound(process, toy):
+def uniform_bound(process, toy, model):
     x0, xt, t, chance = uniform_cases(toy)
-    low = diffusion.T_MIN
+    low = likelihood.T_MIN
     noise = Cases((t - low) / (1 - low), torch.zeros(xt.shape, dtype=torch.float64), xt)  # all replaced, by xt
-    nats = process.bound(Model(toy), batch_of(x0), noise, 1) * chance / (1 - low)        # bound() has a factor 1 - low
+    nats = bound(process, model, x0, noise) * chance / (1 - low)                         # the bound has a factor 1 - low
     return nats.view(len(toy.S), -1).sum(1)
 
 
-def absorbing_bound(process, toy):
+def absorbing_bound(process, toy, model):
     orders = torch.tensor(list(itertools.permutations(range(toy.L))), dtype=torch.float64)
     i, j, k = product(len(toy.S), len(orders), toy.L)
-    return process.bound(Model(toy), batch_of(toy.S[i]), Cases((k + 0.5) / toy.L, orders[j]), 1).view(len(toy.S), -1).mean(1)
+    return bound(process, model, toy.S[i], Cases((k + 0.5) / toy.L, orders[j])).view(len(toy.S), -1).mean(1)
 
 
-def gaussian_bound(process, toy):
+def gaussian_bound(process, toy, model):
     """Trapezoids of width 0.3 in the L * D_e normal numbers, here two: converged, for the integrand is smooth and decays."""
     grid = torch.arange(-6, 6.01, 0.3, dtype=torch.float64)
     (nodes, weights), density = legendre(0.0), (-grid ** 2 / 2).exp() / (-grid ** 2 / 2).exp().sum()
     i, j, k, m = product(len(toy.S), len(nodes), len(grid), len(grid))
     normals = torch.stack([grid[k], grid[m]], dim=-1).view(len(k), toy.L, -1)            # (B, L, D_e)
-    nats = process.bound(Model(toy), batch_of(toy.S[i]), Cases(nodes[j], normals=[normals, normals]), 1)
+    nats = bound(process, model, toy.S[i], Cases(nodes[j], normals=[normals, normals]))
     return (nats * weights[j] * density[k] * density[m]).view(len(toy.S), -1).sum(1)
 
 
-BOUNDS = {"uniform": uniform_bound, "absorbing": absorbing_bound, "gaussian": gaussian_bound}
+EXPECTED = {"uniform": uniform_bound, "absorbing": absorbing_bound, "gaussian": gaussian_bound}
+
+
+def expected_bound(process, toy, *options, **more):
+    """Return the exact expectation of the bound of the ideal denoiser, (N,)."""
+    return EXPECTED[process.name](process, toy, Ideal(process, toy, *options, **more))
 
 
 # ---- the law of a sampler: kernels of the textbook, one state at a time ----
 
-def law(process, toy, times, remask=0.0):
+def law(process, toy, model, times, remask=0.0):
     """Return the distribution (N,) of what the ancestral sampler draws, from its transition matrices between noise levels."""
     V, uniform = toy.V, process.name == "uniform"
     states = toy.S if uniform else toy.masked                                            # (M, L)
     p = torch.full((len(states),), 1.0, dtype=torch.float64) / len(states) if uniform else (states == V).all(1).double()
     eye = torch.eye(V, dtype=torch.float64)
     for t, s in itertools.pairwise(times):
-        d = process.predict(None, states, t)[..., :V].exp()                              # (M, L, V): p(x0 = y)
+        d = model.predict(states, t)[..., :V].exp()                                      # (M, L, V): p(x0 = y)
         d = d / d.sum(-1, keepdim=True)
         if uniform:
             jump = lambda a: a * eye + (1 - a) / V                                       # [from, to], keeping share a
@@ -227,17 +242,23 @@ def even(n_steps):
     return [1 - i / n_steps for i in range(n_steps + 1)]
 
 
-def own_nll(process, toy, n=60):
+def own_nll(process, toy, model, n=60):
     """Return -log p of each text under the reverse process itself, in continuous time: extrapolated from n and 2n steps."""
     times = lambda n: [10 ** (-5 * i / n) for i in range(n + 1)] + [0.0]                 # finer and finer: rates are like 1/t
-    return -(2 * law(process, toy, times(2 * n)) - law(process, toy, times(n))).log()
+    return -(2 * law(process, toy, model, times(2 * n)) - law(process, toy, model, times(n))).log()
 
 
-def sample(process, toy, n_steps, n=80_000, **options):
-    """Return the frequencies (N,) of the texts that decode() draws at temperature 1."""
-    options = dict(n_steps=n_steps, temperature=1.0, n_samples=1) | options
-    *_, drafts = process.decode(Model(toy), batch_of(torch.zeros(n, toy.L, dtype=torch.long)), Quick(n), **options)
-    code = (drafts * toy.V ** torch.arange(toy.L - 1, -1, -1)).sum(1)
+def drafts_of(process, model, L, n_steps, n, decoder=None, **options):
+    """Yield the drafts (n, L) of a decoder at temperature 1, told the level of each step."""
+    model.times = [t for t in even(n_steps)[:-1] for _ in range(2 if decoder == "unrolled" else 1)]
+    batch, options = batch_of(torch.zeros(n, L, dtype=torch.long)), dict(temperature=1.0, n_samples=1) | options
+    return DECODERS[process.name][decoder or process.decoder](process, model, batch, Quick(n), n_steps=n_steps, **options)
+
+
+def sample(process, toy, model, n_steps, n=80_000, **options):
+    """Return the frequencies (N,) of the texts that a decoder draws at temperature 1."""
+    *_, drawn = drafts_of(process, model, toy.L, n_steps, n, **options)
+    code = (drawn * toy.V ** torch.arange(toy.L - 1, -1, -1)).sum(1)
     return torch.bincount(code, minlength=len(toy.S)) / n
 
 
@@ -256,34 +277,34 @@ def noise_of(p, n=80_000):
 def test_the_uniform_bound_of_the_ideal_denoiser_is_the_negative_log_likelihood_of_each_text(monkeypatch, V, L):
     """Relative to the entropy: -0.07 % at T_MIN = 1e-4, and -1e-7 at 1e-8, so that all of the gap is T_MIN's."""
     toy = Toy(V, L)
-    bound = uniform_bound(ideal(Uniform(V), toy), toy)
-    assert abs((bound * toy.p).sum() / toy.entropy - 1) < 1e-3
-    assert (bound / toy.nll - 1).abs().max() < 3e-3
-    monkeypatch.setattr(diffusion, "T_MIN", 1e-8)
-    assert (uniform_bound(ideal(Uniform(V), toy), toy) / toy.nll - 1).abs().max() < 1e-5
+    nats = expected_bound(Uniform(V), toy)
+    assert abs((nats * toy.p).sum() / toy.entropy - 1) < 1e-3
+    assert (nats / toy.nll - 1).abs().max() < 3e-3
+    monkeypatch.setattr(likelihood, "T_MIN", 1e-8)
+    assert (expected_bound(Uniform(V), toy) / toy.nll - 1).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("V, L", [(4, 2), (3, 3)])
 def test_the_absorbing_bound_of_the_ideal_denoiser_is_the_negative_log_likelihood_of_each_text(V, L):
     toy = Toy(V, L)
-    assert (absorbing_bound(ideal(Absorbing(V), toy), toy) - toy.nll).abs().max() < 1e-6
+    assert (expected_bound(Absorbing(V), toy) - toy.nll).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("V, L", [(2, 2), (4, 1)])
 def test_the_gaussian_bound_of_the_ideal_denoiser_is_the_negative_log_likelihood_of_each_text(V, L):
     """But for what z_1 still knows of x0, at most L / (2 sigma_max^2) on average: 0.16 % and 0.06 % of the entropy."""
     toy = Toy(V, L)
-    bound = gaussian_bound(ideal(Gaussian(), toy), toy)
-    assert -1e-4 < (bound * toy.p).sum() - toy.entropy < L / (2 * 20 ** 2) < 0.01 * toy.entropy
-    assert (bound - toy.nll).abs().max() < 2 * L / 20 ** 2
-    further = gaussian_bound(ideal(Gaussian(sigma_max=200.0), toy), toy)
+    nats = expected_bound(Gaussian(), toy)
+    assert -1e-4 < (nats * toy.p).sum() - toy.entropy < L / (2 * 20 ** 2) < 0.01 * toy.entropy
+    assert (nats - toy.nll).abs().max() < 2 * L / 20 ** 2
+    further = expected_bound(Gaussian(sigma_max=200.0), toy)
     assert (further - toy.nll).abs().max() < 2 * L / 200 ** 2 + 1e-4
 
 
 def test_the_gaussian_bound_counts_what_the_least_noise_already_hides():
     """At sigma_min = 0.7 z_0 does not show the token for sure: the second of the three terms, next to nothing at 0.1."""
     toy = Toy(4, 1)
-    assert (gaussian_bound(ideal(Gaussian(sigma_min=0.7), toy), toy) - toy.nll).abs().max() < 2 / 20 ** 2
+    assert (expected_bound(Gaussian(sigma_min=0.7), toy) - toy.nll).abs().max() < 2 / 20 ** 2
 
 
 @pytest.mark.parametrize("V, L", [(4, 2), (3, 3)])
@@ -297,8 +318,8 @@ def test_the_autoregressive_bound_is_the_negative_log_likelihood_exactly(V, L):
         p = torch.einsum("bnl,nlv->blv", agrees, F.one_hot(toy.S, V).double())
         return (p / p.sum(-1, keepdim=True)).log()
 
-    bound = Autoregressive(start=V, eos=V + 1, pad=V + 1).bound(Model(toy, decode), batch_of(toy.S))
-    assert (bound - toy.nll).abs().max() < 1e-6
+    nats = bound(Autoregressive(start=V, eos=V + 1, pad=V + 1), Model(toy, decode), toy.S, None)
+    assert (nats - toy.nll).abs().max() < 1e-6
 
 
 def test_with_the_noise_of_training_the_bounds_of_the_ideal_denoiser_are_the_entropy_too():
@@ -306,7 +327,7 @@ def test_with_the_noise_of_training_the_bounds_of_the_ideal_denoiser_are_the_ent
     toy = Toy()
     for process, n, largest in zip(processes(toy), (500, 200, 500), (0.02, 0.001, 0.02)):
         x0 = toy.S.repeat_interleave(n, dim=0)
-        nats = ideal(process, toy).bound(Model(toy), batch_of(x0), Quick(len(x0)), 32).view(-1, n)
+        nats = bound(process, Ideal(process, toy), x0, Quick(len(x0)), 32).view(-1, n)
         error = float(((toy.p ** 2 * nats.var(1) / n).sum()).sqrt())
         assert error < largest * toy.entropy, process.name
         assert abs((toy.p * nats.mean(1)).sum() - toy.entropy) < 4 * error + 0.002 * toy.entropy, process.name
@@ -315,7 +336,8 @@ def test_with_the_noise_of_training_the_bounds_of_the_ideal_denoiser_are_the_ent
 def test_a_real_noise_gives_the_uniform_bound_as_the_quick_one_does():
     toy = Toy()
     x0 = toy.S.repeat_interleave(50, dim=0)
-    nats = ideal(Uniform(4), toy).bound(Model(toy), batch_of(x0), Noise(0, "valid", 0, range(len(x0))), 32).view(-1, 50)
+    process, noise = Uniform(4), Noise(0, "valid", 0, range(len(x0)))
+    nats = bound(process, Ideal(process, toy), x0, noise, 32).view(-1, 50)
     error = float(((toy.p ** 2 * nats.var(1) / 50).sum()).sqrt())
     assert abs((toy.p * nats.mean(1)).sum() - toy.entropy) < 4 * error < 0.3 * toy.entropy
 
@@ -326,17 +348,17 @@ def test_the_bounds_of_other_denoisers_lie_above_the_entropy(seed):
     exp(-bound) <= 1, which is so of bounds of the log likelihood of any model, and sharper than the entropy."""
     for process in processes(toy := Toy()):
         toy = Toy(2, 2) if process.name == "gaussian" else toy
-        bound = BOUNDS[process.name](ideal(process, toy, perturbed(toy, seed)), toy)
-        assert (bound * toy.p).sum() > toy.entropy + 0.005, process.name
-        assert (-bound).exp().sum() < 1.0, process.name
+        nats = expected_bound(process, toy, perturbed(toy, seed))
+        assert (nats * toy.p).sum() > toy.entropy + 0.005, process.name
+        assert (-nats).exp().sum() < 1.0, process.name
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_bounds_of_other_denoisers_lie_above_their_own_negative_log_likelihood_of_each_text(seed):
     toy = Toy()
     for process in processes(toy)[:2]:
-        ideal(process, toy, perturbed(toy, seed))
-        assert (BOUNDS[process.name](process, toy) - own_nll(process, toy)).min() > -2e-3, process.name
+        model = Ideal(process, toy, perturbed(toy, seed))
+        assert (EXPECTED[process.name](process, toy, model) - own_nll(process, toy, model)).min() > -2e-3, process.name
 
 
 def test_a_denoiser_that_is_not_told_t_is_told_by_the_bound(monkeypatch):
@@ -344,17 +366,17 @@ def test_a_denoiser_that_is_not_told_t_is_told_by_the_bound(monkeypatch):
     1e-2, 1e-4, 1e-6: where t is tiny it still expects some replaced token, so its process would jump there at a rate like 1/t.
     Told t by tell(): 2.39, 2.49, 2.49.
     """
-    toy = Toy()
-    untold, told = ideal(Uniform(4), toy, blind=True), ideal(Uniform(4), toy, blind=True)
-    untold.tell = lambda logits, xt, t: logits
-    assert (uniform_bound(untold, toy) > own_nll(untold, toy)).all()
+    toy, process = Toy(), Uniform(4)
+    untold, told = Ideal(process, toy, blind=True), Ideal(process, toy, blind=True)
+    untold.tell = lambda V, logits, xt, t: logits
+    assert (uniform_bound(process, toy, untold) > own_nll(process, toy, untold)).all()
     at, told_at = [], []
     for low in (1e-2, 1e-4, 1e-6):
-        monkeypatch.setattr(diffusion, "T_MIN", low)
-        at.append(float((uniform_bound(untold, toy) * toy.p).sum()))
-        bound = uniform_bound(told, toy)
-        told_at.append(float((bound * toy.p).sum()))
-    assert (-bound).exp().sum() <= 1
+        monkeypatch.setattr(likelihood, "T_MIN", low)
+        at.append(float((uniform_bound(process, toy, untold) * toy.p).sum()))
+        nats = uniform_bound(process, toy, told)
+        told_at.append(float((nats * toy.p).sum()))
+    assert (-nats).exp().sum() <= 1
     assert toy.entropy < at[0] < 4 < at[1] < 7 < at[2]
     assert toy.entropy < told_at[0] < told_at[2] < 2.55 and told_at[2] - told_at[1] < 0.02
 
@@ -382,15 +404,15 @@ def test_to_plug_the_denoiser_into_the_usual_integrand_of_uniform_diffusion_is_w
 def test_a_higher_t_min_makes_the_uniform_bound_visibly_too_small(monkeypatch):
     """-3.9 %, -0.55 %, -0.07 % at 1e-2, 1e-3, 1e-4."""
     toy, gap = Toy(), {}
-    assert diffusion.T_MIN <= 1e-4
+    assert likelihood.T_MIN <= 1e-4
     for low in (1e-2, 1e-3, 1e-4):
-        monkeypatch.setattr(diffusion, "T_MIN", low)
-        gap[low] = float((uniform_bound(ideal(Uniform(4), toy), toy) * toy.p).sum() / toy.entropy - 1)
+        monkeypatch.setattr(likelihood, "T_MIN", low)
+        gap[low] = float((expected_bound(Uniform(4), toy) * toy.p).sum() / toy.entropy - 1)
     assert -0.06 < gap[1e-2] < -0.02 < -0.01 < gap[1e-3] < -0.002 < -0.001 < gap[1e-4] < 0
 
 
 def test_each_draw_of_a_bound_has_its_own_stratum_of_noise_levels():
-    low, t = 0.1, torch.stack(list(diffusion.levels(9, Quick(1000), 0.1)))
+    low, t = 0.1, torch.stack(list(likelihood.levels(9, Quick(1000), 0.1)))
     edges = low + (1 - low) * torch.arange(10, dtype=torch.float64)[:, None] / 9
     assert ((edges[:-1] <= t) & (t < edges[1:])).all()
     assert (t.mean(1, keepdim=True) - (edges[:-1] + edges[1:]) / 2).abs().max() < 4 * 0.1 / math.sqrt(12 * 1000)
@@ -402,8 +424,8 @@ def test_a_model_that_predicts_uniformly_scores_log_v():
     with_mask = Model(toy, lambda y: torch.zeros(*y.shape, 4))
     ar, batch = Autoregressive(start=3, eos=4, pad=4), batch_of(toy.S)
     log_v = lambda x, times=1: (x - times * math.log(3)).abs().max() < 1e-5
-    assert log_v(ar.bound(zeros, batch), 3) and log_v(ar.loss(zeros, batch, None).per_sequence)
-    assert log_v(Absorbing(3).bound(with_mask, batch, Quick(27), 1), 3), "whatever the number of masked tokens"
+    assert log_v(bound(ar, zeros, toy.S, None), 3) and log_v(ar.loss(zeros, batch, None).per_sequence)
+    assert log_v(bound(Absorbing(3), with_mask, toy.S, Quick(27)), 3), "whatever the number of masked tokens"
     noise = Quick(27)
     assert log_v(Uniform(3, n_unroll=1).loss(zeros, batch, noise).per_sequence), "at all 27 levels"
     masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=3)), dtype=torch.float64)  # 0 = masked
@@ -414,39 +436,38 @@ def test_a_model_that_predicts_uniformly_scores_log_v():
 
 def test_the_uniform_bound_of_a_model_that_knows_nothing_of_the_text_is_log_v():
     """Equal logits whatever is fed: two tokens cost 2 log 4. Not told t they would cost 13.9 nats."""
-    toy = Toy()
+    toy, process = Toy(), Uniform(4)
     blank = Model(toy, lambda y: torch.zeros(*y.shape, 4))
-    constant = Uniform(4)
-    constant.predict = lambda model, xt, t, context: blank.decode(xt, None, None)
-    assert (uniform_bound(constant, toy) / (2 * math.log(4)) - 1).abs().max() < 1e-3
-    constant.tell = lambda logits, xt, t: logits
-    assert (uniform_bound(constant, toy) > 4 * 2 * math.log(4)).all()
+    assert (uniform_bound(process, toy, blank) / (2 * math.log(4)) - 1).abs().max() < 1e-3
+    blank.tell = lambda V, logits, xt, t: logits
+    assert (uniform_bound(process, toy, blank) > 4 * 2 * math.log(4)).all()
 
 
 def test_the_absorbing_bound_by_counts_is_the_one_with_1_over_t_and_varies_less():
     """By counts k: weight L/k, masks of k alike. By t: integral of t^(k-1) (1-t)^(L-k), a beta function. Standard deviation of
     one draw, rms over x0: 1.5 by counts, 5.8 by t in [1e-3, 1], as the training loss draws it; without that cut infinite."""
     toy = Toy(3, 3)
-    L, process = toy.L, ideal(Absorbing(3), toy, perturbed(toy, 0))                      # nothing is a constant here
+    L, process = toy.L, Absorbing(3)
+    model = Ideal(process, toy, perturbed(toy, 0))                                       # nothing is a constant here
     patterns = torch.tensor(list(itertools.product((False, True), repeat=L)))
     i, j = product(len(toy.S), len(patterns))
     x0, masked, k = toy.S[i], patterns[j], patterns[j].sum(1).double()
-    log_d = process.predict(None, torch.where(masked, 3, x0), 0.5).log_softmax(-1).gather(-1, x0[..., None])[..., 0]
+    log_d = model.predict(torch.where(masked, 3, x0))[..., :3].log_softmax(-1).gather(-1, x0[..., None])[..., 0]
     nats = -log_d.masked_fill(~masked, 0.0).sum(1)
     beta = torch.where(k > 0, (k.clamp(min=1).lgamma() + (L - k + 1).lgamma() - torch.tensor(L + 1.0).lgamma()).exp(), 0.0)
-    assert ((nats * beta).view(len(toy.S), -1).sum(1) - absorbing_bound(process, toy)).abs().max() < 1e-5
+    assert ((nats * beta).view(len(toy.S), -1).sum(1) - absorbing_bound(process, toy, model)).abs().max() < 1e-5
 
     nodes, weights = legendre(1e-3)
     i, j, m = product(len(toy.S), len(patterns), len(nodes))
     t, k = nodes[m], patterns[j].sum(1)
     chance = t ** k * (1 - t) ** (L - k) * weights[m] / (1 - 1e-3)
     noise = Cases((t - 1e-3) / (1 - 1e-3), (~patterns[j]).double())
-    by_t = L * process.loss(Model(toy), batch_of(toy.S[i]), noise).per_sequence
+    by_t = L * process.loss(model, batch_of(toy.S[i]), noise).per_sequence
     moment = lambda n: (by_t ** n * chance).view(len(toy.S), -1).sum(1)
-    assert (moment(1) / absorbing_bound(process, toy) - 1).abs().max() < 2e-3, "0.1 % is lost below 1e-3"
+    assert (moment(1) / absorbing_bound(process, toy, model) - 1).abs().max() < 2e-3, "0.1 % is lost below 1e-3"
     orders = torch.tensor(list(itertools.permutations(range(L))), dtype=torch.float64)
     i, j, n = product(len(toy.S), len(orders), L)
-    by_count = process.bound(Model(toy), batch_of(toy.S[i]), Cases((n + 0.5) / L, orders[j]), 1).view(len(toy.S), -1)
+    by_count = bound(process, model, toy.S[i], Cases((n + 0.5) / L, orders[j])).view(len(toy.S), -1)
     deviation = [float((variance @ toy.p).sqrt()) for variance in (by_count.var(1, correction=0), moment(2) - moment(1) ** 2)]
     assert deviation[0] < 0.5 * deviation[1], deviation
 
@@ -463,29 +484,26 @@ def test_the_ancestral_samplers_draw_from_the_joint_in_the_limit_of_many_steps(p
     with remask = 1   0.316  0.158  0.118  0.077  0.047  0.031  0.007   like 1/sqrt(n): remasked up to the end
     """
     toy, curve = Toy(), []
-    ideal(process, toy)
-    options = {"remask": remask} if remask else {}
+    model, options = Ideal(process, toy), {"remask": remask} if remask else {}
     for n_steps in STEPS:
-        p = law(process, toy, even(n_steps), **options)
-        drawn = sample(process, toy, n_steps, decoder="ancestral", **options)
+        p = law(process, toy, model, even(n_steps), **options)
+        drawn = sample(process, toy, model, n_steps, decoder="ancestral", **options)
         assert distance(drawn, p) < 1.6 * noise_of(p), n_steps
         curve.append(distance(p, toy.p))
         if process.name == "absorbing" and not remask:
             assert abs(curve[-1] - curve[0] / n_steps) < 1e-6
     assert all(b < 0.8 * a for a, b in zip(curve[:-1], curve[1:])), curve
     assert distance(drawn, toy.p) < curve[-1] + 1.6 * noise_of(toy.p)
-    assert distance(law(process, toy, even(512), **options), toy.p) < (0.01 if remask else 0.001)
+    assert distance(law(process, toy, model, even(512), **options), toy.p) < (0.01 if remask else 0.001)
 
 
 @pytest.mark.parametrize("remask", [0.0, 0.5, 1.0])
 def test_after_every_step_of_the_absorbing_sampler_a_share_s_of_the_tokens_is_masked(remask):
     """Remasking hides decided tokens and reveals as many more; to do only the latter would give the same texts in this toy."""
-    toy, n, n_steps = Toy(), 20_000, 10
-    batch = batch_of(torch.zeros(n, toy.L, dtype=torch.long))
-    options = dict(n_steps=n_steps, temperature=1.0, n_samples=1, decoder="ancestral", remask=remask)
-    drafts = list(ideal(Absorbing(4), toy).decode(Model(toy), batch, Quick(n), **options))
-    assert len(drafts) == n_steps
-    for draft, s in zip(drafts, even(n_steps)[1:]):
+    toy, process, n, n_steps = Toy(), Absorbing(4), 20_000, 10
+    drafts = list(drafts_of(process, Ideal(process, toy), toy.L, n_steps, n, decoder="ancestral", remask=remask))
+    assert len(drafts) == 1 + n_steps
+    for draft, s in zip(drafts, even(n_steps)):
         assert abs((draft == 4).double().mean() - s) <= 4 * math.sqrt(s * (1 - s) / (toy.L * n)), s
     hidden = sum(((later == 4) & (draft < 4)).any() for draft, later in itertools.pairwise(drafts))
     assert bool(hidden) == (remask > 0)
@@ -496,9 +514,9 @@ def test_the_gaussian_sampler_draws_from_the_joint_in_the_limit_of_many_steps():
 
     It starts from normal noise without the mean m of the vectors; that alone is at most |m| / (2 sigma_max) (Pinsker): 0.016.
     """
-    toy = Toy()
-    gaussian = ideal(Gaussian(), toy)
-    curve = [distance(sample(gaussian, toy, n_steps), toy.p) for n_steps in STEPS]
+    toy, gaussian = Toy(), Gaussian()
+    model = Ideal(gaussian, toy)
+    curve = [distance(sample(gaussian, toy, model, n_steps), toy.p) for n_steps in STEPS]
     mean = torch.einsum("n,nld->ld", toy.p, toy.E.double()[toy.S]).norm()
     assert all(b < 0.8 * a for a, b in zip(curve[:4], curve[1:5])), curve
     assert curve[-1] < 1.6 * noise_of(toy.p) + mean / (2 * gaussian.sigma_max)
@@ -514,10 +532,11 @@ def test_the_other_decoders_do_not_draw_from_the_joint_however_many_steps_they_t
     threshold    0.317  0.194  0.194  0.194  0.194  0.194   the same
     """
     toy = Toy()
-    uniform, absorbing, _ = (ideal(process, toy) for process in processes(toy))
+    uniform, absorbing, _ = processes(toy)
     for process, decoder in ((uniform, "resample"), (uniform, "unrolled"), (absorbing, "confidence"), (absorbing, "threshold")):
         for n_steps in (2, 8, 32):
-            assert distance(sample(process, toy, n_steps, 5_000, decoder=decoder), toy.p) > 0.15, (decoder, n_steps)
+            drawn = sample(process, toy, Ideal(process, toy), n_steps, 5_000, decoder=decoder)
+            assert distance(drawn, toy.p) > 0.15, (decoder, n_steps)
 
 
 # ---- longer texts ----
@@ -554,14 +573,14 @@ def test_with_the_posterior_of_a_markov_chain_the_samplers_have_the_bigrams_of_t
     """All 63 of 8 tokens, within 4.5 standard errors of 4,000 draws; independent tokens are off by more than 20."""
     chain, n, absorbing = Chain(), 4_000, process.name == "absorbing"
 
-    def predict(model, xt, t, context):
+    def decode(xt):
+        t = model.times.pop(0)
         same = F.one_hot(xt, 3 + absorbing)[..., :3].double()
         evidence = same + (xt == 3)[..., None] if absorbing else (1 - t) * same + t / 3
-        return F.pad(chain.posterior(evidence), (0, int(absorbing)), value=-math.inf)
+        return F.pad(chain.posterior(evidence), (0, int(absorbing)))
 
-    process.predict = predict
-    batch = batch_of(torch.zeros(n, 8, dtype=torch.long))
-    *_, x = process.decode(Model(chain), batch, Quick(n), n_steps=100, temperature=1.0, n_samples=1, decoder="ancestral")
+    model = Model(chain, decode)
+    *_, x = drafts_of(process, model, 8, 100, n, decoder="ancestral")
     one_hot = F.one_hot(x, 3).double()
     expected, found = chain.bigrams(), torch.einsum("nlv,nlw->lvw", one_hot[:, :-1], one_hot[:, 1:]) / n
     error = (expected * (1 - expected) / n).sqrt()

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
 from data.folder import draft_of
+from engine.cli import UserError
 
 MINE = {"meta.json": "{}", "train.books.bin": "ids", "valid.jsonl": "rows"}
 

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from conftest import Scripted, Spy, T, V, oracle, ragged_batch, targets_only, tiny_model, train_noise
 from data.tokenizer import load_tokenizer
 from diffusion import Gaussian, new_process
-from noise import Noise
+from engine.noise import Noise
 
 PROCESS = Gaussian(vector_width=V)
 sigma_at = lambda t: 0.1 * 200 ** t
 
 
 def drafts_of(model, batch, **options):
-    noise = Noise(0, "decode", 0, range(len(batch.targets)))
-    return list(PROCESS.decode(model, batch, noise, **{"n_samples": 1, **options}))
+    noise = Noise(0, "generate", 0, range(len(batch.targets)))
+    return list(PROCESS.generate(model, batch, noise, **{"n_samples": 1, **options}))
 
 
 def unscaled(model):
@@ -148,7 +148,7 @@ def test_vector_width_is_that_of_the_table_of_the_noise_and_of_the_process():
     model, batch, widths = tiny_model(vector_width=5), ragged_batch(), []
     model.noisy.register_forward_pre_hook(lambda _, args: widths.append([x.size(-1) for x in args[:2]]))
     Gaussian(5).loss(model, batch, train_noise(batch))
-    list(Gaussian(5).decode(model, batch, train_noise(batch), n_steps=1))
+    list(Gaussian(5).generate(model, batch, train_noise(batch), n_steps=1))
     assert model.noisy.table.weight.shape == (V, 5) and all(pair == [5, 5] for pair in widths)
 
 
@@ -160,13 +160,13 @@ def test_the_steps_are_those_of_euler_and_the_model_sees_its_last_estimate(tempe
     model, batch = Scripted(lambda z: logits_of(len(model.fed)).expand(len(z), -1, -1)), ragged_batch()
     drafts = drafts_of(model, batch, n_steps=5, temperature=temperature)
     levels = [sigma_at(1 - i / 5) for i in range(5)]
-    noise = Noise(0, "decode", 0, range(4)).split(1)
+    noise = Noise(0, "generate", 0, range(4)).split(1)
     z, x_hat = levels[0] * noise.normal(T, V).double(), torch.zeros(4, T, V, dtype=torch.float64)
     for i, found in enumerate(unscaled(model)):
         assert (found - z).abs().max() < 1e-4 * max(levels[i], 1)
         assert (model.noisy.x_hat[i] - x_hat * math.sqrt(V)).abs().max() < 1e-5
         logits = logits_of(i + 1).double()
-        assert torch.equal(drafts[i], logits.argmax(-1).expand(4, -1)), "a draft is the likeliest tokens at any temperature"
+        assert torch.equal(drafts[1 + i], logits.argmax(-1).expand(4, -1)), "a draft is the likeliest tokens at any temperature"
         p = (logits / temperature).softmax(-1) if temperature else F.one_hot(logits.argmax(-1), V).double()
         x_hat = p.expand(4, -1, -1)
         if i < 4:
@@ -193,7 +193,7 @@ def test_with_pure_noise_to_start_from_no_trace_of_the_targets_is_left_where_not
     drafts_of(model, targets_only(x0), n_steps=1)
     eps = unscaled(model)[0] / 20
     assert abs(float((eps * F.one_hot(x0, V)).sum(-1).mean())) < 4 / x0.numel() ** 0.5
-    assert (eps - Noise(0, "decode", 0, range(500)).split(1).normal(T, V)).abs().max() < 1e-5
+    assert (eps - Noise(0, "generate", 0, range(500)).split(1).normal(T, V)).abs().max() < 1e-5
 
 
 def test_an_ideal_denoiser_of_two_texts_is_sampled_from_in_their_proportions():

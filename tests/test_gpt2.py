@@ -1,4 +1,4 @@
-"""gpt2.py against the reference library, transformers: import, export and every attention pattern on random GPT-2 models."""
+"""pretrained/gpt2.py against the reference library, transformers: import, export, every attention pattern on random models."""
 import email.message
 import hashlib
 import io
@@ -18,18 +18,19 @@ from safetensors.torch import load_file, save_file
 
 import ar2diff
 import eval as eval_script
-import gpt2
 import sample
 from ar2diff import transfer
 from autoregressive import cross_entropy
-from checkpoint import build_model, load_checkpoint, process_of, save_checkpoint, tokenizer_of
-from config import UserError
-from conftest import Run
+from beyond.guide import new_guide
+from conftest import Run, width_of
 from data import originals
 from data.dataset import Batch, open_data
 from diffusion import Absorbing, Gaussian, Uniform
-from guide import new_guide
-from noise import Noise
+from engine.checkpoint import save_checkpoint
+from engine.cli import UserError
+from engine.noise import Noise
+from pretrained import gpt2
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 from test_model import PATTERNS, left_padded, may_see
 
 V, EOS, POSITIONS = 257, 256, 48  # text tokens and EOS of the tokenizer `bytes`
@@ -109,7 +110,7 @@ def test_logits_are_those_of_transformers_in_every_pattern_and_padding(pair, pat
 def continuation(c, prompt, n):
     """Return up to n greedy tokens, as sample.py writes them: cached, EOS the last."""
     model, empty = build_model(c).eval(), torch.zeros(1, n, dtype=torch.long)
-    *_, draft = process_of(c).decode(model, Batch(empty[:, :0], None, empty), Noise(0, "decode", 0, [0]), prefix=prompt)
+    *_, draft = process_of(c).generate(model, Batch(empty[:, :0], None, empty), Noise(0, "generate", 0, [0]), prefix=prompt)
     return [i for i in draft[0].tolist() if i != tokenizer_of(c).pad]
 
 
@@ -147,9 +148,9 @@ def test_import_export_import_is_bit_identical_and_needs_no_flag(pair, tmp_path)
 def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(pair, process):
     _, _, c = pair
     after, report = transfer(c, process)
-    assert after["shape"] == c["shape"] | {"vector_width": process.vector_width} and after["history"] == c["history"]
+    assert after["shape"] == c["shape"] | {"vector_width": width_of(process)} and after["history"] == c["history"]
     assert all(torch.equal(after["model"][k], c["model"][k]) for k in c["model"])
-    assert after["model"].keys() - c["model"].keys() == (VECTORS if process.vector_width else set())
+    assert after["model"].keys() - c["model"].keys() == (VECTORS if width_of(process) else set())
     assert {name for name, *_, fate in report if fate == "copied"} == c["model"].keys()
     inputs, y, pad_mask = tokens(3, 8), tokens(3, 7, seed=1), left_padded([8, 5, 0], 8)
     logits = [forward(build_model(x).eval(), inputs, y, ("causal", "causal"), pad_mask) for x in (c, after)]
@@ -339,9 +340,9 @@ def test_shift_and_teacher_know_that_these_weights_start_from_eos(train, small, 
     converted = train("diff", tmp_path / "converted", f"--init_from={folder}", SIZE, "--steps=1")  # forgets that it was AR
     on = train("diff", tmp_path / "y", f"--init_from={converted.folder}", "--shift", SIZE, "--steps=1")
     assert process_of(on.checkpoint()).shift == EOS
-    guide = new_guide(SimpleNamespace(**run.checkpoint()["config"]), Uniform(258), process_of(c), tokenizer_of(c))
+    guide = new_guide(SimpleNamespace(**run.checkpoint()["config"]), Uniform(258), process_of(c), tokenizer_of(c), (8, 7))
     batch = Batch(tokens(2, 0), None, tokens(2, 6))
-    taught = (guide.soften(batch, 0) - 0.5 * F.one_hot(batch.targets, 384)) * 2
+    taught = (guide.at(0).soften(batch) - 0.5 * F.one_hot(batch.targets, 384)) * 2
     logits = forward(build_model(c).eval(), batch.inputs, guide.teacher_ar.feed(batch.targets), ("causal", "causal"))
     logits[..., EOS + 2] = -torch.inf
     assert (taught - logits.softmax(-1)).abs().max() < 1e-5  # EOS may be taught, MASK may not
@@ -447,15 +448,16 @@ def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_writt
 
 def test_only_what_the_format_can_hold_is_exported(train, small, ar_run, tmp_path):
     c = small[2]
-    diffusion, both_ways = tmp_path / "d.pt", tmp_path / "b.pt"
+    ar, diffusion, both_ways = (tmp_path / f"{name}.pt" for name in "adb")
+    save_checkpoint(ar, c)
     save_checkpoint(diffusion, transfer(c, Uniform(258))[0])
     save_checkpoint(both_ways, c | {"input_len": 8, "process": c["process"] | {"inputs_attention": "bidirectional"}})
     there = tmp_path / "there"
     there.mkdir()
     for words, message in (([ar_run.folder, "new"], "not of the gpt2 flavour"), ([diffusion, "new"], "a 'uniform' checkpoint"),
-                           ([both_ways, "new"], "both ways"), ([small[1], "new"], "tokenizer gpt2|not trained with"),
-                           ([exported(c, tmp_path / "in"), there], "there exists; it is not overwritten"),
-                           ([tmp_path / "in", diffusion / "new"], "cannot write")):
+                           ([both_ways, "new"], "both ways"), ([small[1], "new"], "no checkpoint at .*ckpt.pt"),
+                           ([ar, there], "there exists; it is not overwritten"),
+                           ([ar, diffusion / "new"], "cannot write")):
         refused(message, gpt2.main, [str(tmp_path / word) for word in words])
     assert not list(there.iterdir()) and not (tmp_path / "new").exists()
 

@@ -7,12 +7,14 @@ import torch.nn.functional as F
 
 import diffusion
 from autoregressive import Autoregressive, cross_entropy
-from checkpoint import process_of
-from config import UserError
-from conftest import EOS, MASK, PAD, S, T, V, ragged_batch, tiny_model, train_noise
+from beyond.decoders import DECODERS
+from beyond.guide import Guide, GuideConfig, soft_cross_entropy
+from beyond.likelihood import bound_of
+from conftest import EOS, MASK, PAD, S, T, V, ragged_batch, tiny_model, train_noise, width_of
 from diffusion import Absorbing, Gaussian, Uniform
-from guide import Guide, GuideConfig
-from noise import Noise
+from engine.cli import UserError
+from engine.noise import Noise
+from pretrained.loading import process_of
 
 PROCESSES = [Uniform(11), Absorbing(MASK), Gaussian(16)]
 every_process = pytest.mark.parametrize("process", PROCESSES, ids=lambda process: process.name)
@@ -20,10 +22,11 @@ AR = Autoregressive(MASK, EOS, PAD)
 FEW = ["--steps=2", "--eval_sequences=4"]
 
 
-def config(**options):
-    options = GuideConfig(**options)
-    options.steps = 10
-    return options
+def guide(process, teacher=None, steps=10, **options):
+    """Return the Guide of a run of so many steps."""
+    config = GuideConfig(**options)
+    config.steps = steps
+    return Guide(process, AR, teacher, AR, config, MASK)
 
 
 # ---- shift ----
@@ -33,9 +36,9 @@ def test_shifted_logits_are_those_that_ar_would_read_of_the_same_tokens():
     model, batch = tiny_model(), ragged_batch()
     context = model.encode(batch.inputs, batch.pad_mask, "causal")
     expected = model.decode(AR.feed(batch.targets), context, "causal")
-    for step, same in ((0, True), (5, False)):
-        process = Uniform(11, shift=MASK, anneal_steps=10)
-        found = diffusion.denoise(process, model, batch.targets, context, Noise(0, "train", step, range(4)))
+    for ahead, same in ((0, True), (3, False)):
+        process = Uniform(11, shift=MASK, targets_attention=ahead)
+        found = diffusion.denoise(process, model, batch.targets, context)
         assert ((found - expected).abs().max() < 1e-5) == same and found.shape == expected.shape
 
 
@@ -55,13 +58,13 @@ def test_a_shifted_model_sees_every_target_the_last_one_too(process):
 @every_process
 def test_a_shifted_process_trains_decodes_and_bounds(process):
     process = replace(process, shift=MASK)
-    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
+    model, batch = tiny_model(vector_width=width_of(process)), ragged_batch()
     process.loss(model, batch, train_noise(batch)).total.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.blocks.parameters())
-    for decoder in process.decoders:
-        *_, answer = process.decode(model, batch, train_noise(batch), n_steps=3, n_samples=2, decoder=decoder)
+    for decoder in DECODERS[process.name].values():
+        *_, answer = decoder(process, model, batch, train_noise(batch), n_steps=3, n_samples=2)
         assert answer.shape == (4, T)
-    assert process.bound(model, batch, train_noise(batch), 2).isfinite().all()
+    assert bound_of(process)(process, model, batch, train_noise(batch), 2).isfinite().all()
 
 
 # ---- annealing ----
@@ -84,18 +87,18 @@ def test_a_number_as_attention_pattern_is_how_many_targets_to_the_right_are_seen
 
 @every_process
 def test_annealing_reveals_the_right_context_in_even_steps_and_in_training_alone(process, monkeypatch):
-    model, batch, seen = tiny_model(vector_width=process.vector_width), ragged_batch(), []
-    process, decode = replace(process, anneal_steps=3 * T), model.decode
+    model, batch, seen = tiny_model(vector_width=width_of(process)), ragged_batch(), []
+    guided, decode = guide(process, steps=1001, anneal_steps=3 * T), model.decode
     monkeypatch.setattr(model, "decode", lambda y, context, attention: seen.append(attention) or decode(y, context, attention))
     for step in (0, 1, 3, 4 * 3, 3 * T - 1, 3 * T, 1000):
         seen.clear()
-        process.loss(model, batch, train_noise(batch, step))
+        guided.at(step).loss(model, batch, train_noise(batch, step), cross_entropy)
         assert set(seen) == {step // 3 if step < 3 * T else "bidirectional"}
     seen.clear()
     process.loss(model, batch, Noise(0, "valid", 0, range(4)))
-    list(process.decode(model, batch, Noise(0, "decode", 0, range(4)), n_steps=2, n_samples=1))
-    process.bound(model, batch, train_noise(batch), 2)
-    assert set(seen) == {"bidirectional"}
+    list(process.generate(model, batch, Noise(0, "generate", 0, range(4)), n_steps=2, n_samples=1))
+    bound_of(process)(process, model, batch, train_noise(batch), 2)
+    assert set(seen) == {"bidirectional"} == {process.targets_attention}
 
 
 # ---- teacher and AR loss ----
@@ -105,29 +108,31 @@ def test_soft_targets_are_the_mixture_of_gold_and_teacher_and_the_teacher_fades_
     logits = teacher.decode(AR.feed(batch.targets), teacher.encode(batch.inputs, batch.pad_mask, "causal"), "causal")
     logits[..., MASK] = -torch.inf
     for step, w in ((0, 0.8), (5, 0.4), (9, 0.08)):
-        guide = Guide(PROCESSES[0], AR, teacher, AR, config(teacher_weight=0.8), MASK)
-        soft = guide.soften(batch, step)
+        soft = guide(PROCESSES[0], teacher, teacher_weight=0.8).at(step).soften(batch)
         assert (soft - (w * logits.softmax(-1) + (1 - w) * F.one_hot(batch.targets, V))).abs().max() < 1e-6
         assert not soft.requires_grad
 
 
 @every_process
 def test_the_loss_of_soft_targets_is_the_same_mixture_of_losses(process):
-    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
-    loss = lambda soft: process.loss(model, batch, train_noise(batch), soft).total  # noqa: E731
+    model, batch = tiny_model(vector_width=width_of(process)), ragged_batch()
+
+    def loss(soft=None):
+        nats = cross_entropy if soft is None else lambda logits, x0: soft_cross_entropy(logits, soft)
+        return process.loss(model, batch, train_noise(batch), nats).total
     p = torch.rand(4, T, V, generator=torch.Generator().manual_seed(0))
     p[..., MASK] = 0  # absorbing: of probability 0, so 0 * inf
     p, gold = p / p.sum(-1, keepdim=True), F.one_hot(batch.targets, V).float()
-    assert abs(loss(gold) - loss(None)) < 1e-5
-    assert abs(loss(0.3 * p + 0.7 * gold) - (0.3 * loss(p) + 0.7 * loss(None))) < 1e-4
-    assert abs(loss(p) - loss(None)) > 0.05
+    assert abs(loss(gold) - loss()) < 1e-5
+    assert abs(loss(0.3 * p + 0.7 * gold) - (0.3 * loss(p) + 0.7 * loss())) < 1e-4
+    assert abs(loss(p) - loss()) > 0.05
 
 
 @every_process
 def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_loss(process):
-    model, batch = tiny_model(vector_width=process.vector_width), ragged_batch()
-    guide = Guide(process, AR, None, None, config(ar_weight=0.25), MASK)
-    plain, guided = (p.loss(model, batch, train_noise(batch)) for p in (process, guide))
+    model, batch = tiny_model(vector_width=width_of(process)), ragged_batch()
+    plain = process.loss(model, batch, train_noise(batch))
+    guided = guide(process, ar_weight=0.25).loss(model, batch, train_noise(batch), cross_entropy)
     logits = model.decode(AR.feed(batch.targets), model.encode(batch.inputs, batch.pad_mask), "causal")
     assert abs(guided.total - plain.total - 0.25 * cross_entropy(logits, batch.targets).mean()) < 1e-5
     assert torch.equal(guided.per_sequence, plain.per_sequence) and torch.equal(guided.t, plain.t)
@@ -142,15 +147,25 @@ def test_every_help_trains_from_the_command_line_and_is_recorded(process, train,
     assert all(w.isfinite().all() for w in weights)
     assert all(not torch.equal(w, v) for i, w in enumerate(weights) for v in weights[:i]), "each has an effect of its own"
     shifted = process_of(runs["--shift"].checkpoint())
-    assert shifted.shift == 258 and process_of(runs["--anneal_steps=100"].checkpoint()).anneal_steps == 100
+    annealed = runs["--anneal_steps=100"].checkpoint()
+    assert shifted.shift == 258 and annealed["config"]["anneal_steps"] == 100
+    assert process_of(annealed) == process_of(runs[""].checkpoint()), "what was hidden for a while is no property of the model"
     on = train("diff", tmp_path / "on", f"--init_from={runs['--shift'].folder}", *FEW)
     assert process_of(on.checkpoint()).shift == 258, "a model that reads shifted goes on so"
     on = train("diff", tmp_path / "off", f"--init_from={runs['--anneal_steps=100'].folder}", *FEW)
-    assert process_of(on.checkpoint()).anneal_steps == 0, "what was revealed is not hidden again"
+    assert on.checkpoint()["config"]["anneal_steps"] == 0, "what was revealed is not hidden again"
+
+
+def test_a_run_tells_its_step_to_what_guides_it_also_when_it_is_resumed(train, tmp_path, monkeypatch):
+    told, at = [], Guide.at
+    monkeypatch.setattr(Guide, "at", lambda self, step: (told.append(step), at(self, step))[1])
+    for steps, more in ((2, []), (3, ["--resume"])):
+        train("diff", tmp_path / "x", "--ar_weight=0.5", f"--steps={steps}", "--micro_batch_size=4", *more)
+    assert told == [0, 0, 1, 1, 2, 2]
 
 
 def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_compare(train, ar_run, tmp_path):
-    help = [f"--teacher={ar_run.folder}", "--teacher_weight=1", "--ar_weight=9"]
+    help = [f"--teacher={ar_run.folder}", "--teacher_weight=1", "--ar_weight=9", "--anneal_steps=100"]
     origin = [f"--init_from={ar_run.folder}", "--lr=1e-12", *FEW]
     logs = [train("diff", tmp_path / str(i), *origin, *flags).log() for i, flags in enumerate((help, []))]
     (train_helped, valid_helped), (train_alone, valid_alone) = [(log[0], log[-1]) for log in logs]

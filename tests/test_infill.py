@@ -3,10 +3,11 @@ import pytest
 import torch
 
 import sample
-from config import UserError
+from beyond.infill import MAX_ROWS, canvases, draft_canvas, infill
+from beyond.likelihood import BOUNDS
 from data.tokenizer import load_tokenizer
-from infill import MAX_ROWS, canvases, draft_canvas, infill
-from noise import Noise
+from engine.cli import UserError
+from engine.noise import Noise
 from sample import load_writer, prompt_batch
 
 TOKENIZER = load_tokenizer("bytes")
@@ -55,8 +56,8 @@ def test_a_template_that_cannot_be_filled_is_refused(template, target_len, gap_l
 
 
 def test_the_text_around_the_gaps_stands_in_every_draft_and_in_the_answer(run):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=3, n_samples=2)), "ab")
-    drafts, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz___", 3)
+    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=3, n_samples=2)), "ab")
+    drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz___", 3)
     seen = set()
     for draft in drafts:
         assert draft.shape == (1, 12) and draft[0, 0] == ord("x")
@@ -66,26 +67,35 @@ def test_the_text_around_the_gaps_stands_in_every_draft_and_in_the_answer(run):
 
 
 def test_the_likeliest_length_is_chosen(run, monkeypatch):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=2, n_samples=1)), "ab")
+    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=2, n_samples=1)), "ab")
     for n in (1, 2, 3):
         column = torch.tensor([3.0, 3.0, 3.0])
         column[n - 1] = 1.0
-        monkeypatch.setattr(type(writer.process), "bound", lambda *_, nats=column, **__: nats)
-        drafts, _ = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 3)
+        monkeypatch.setitem(BOUNDS, type(writer.process), lambda *_, nats=column: nats)
+        drafts, _ = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz", 3)
         assert drafts[-1][0, 1 + n:].tolist() == [*ids("yz"), EOS, *[PAD] * (8 - n)]
 
 
+def test_one_choice_of_lengths_needs_no_bound_and_several_do(run, monkeypatch):
+    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=2, n_samples=1)), "ab")
+    monkeypatch.delitem(BOUNDS, type(writer.process))
+    drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___", 3)
+    assert len(drafts) == 3 and text(drafts[-1][0]).startswith("x")
+    with pytest.raises(UserError, match=f"no likelihood bound is known for the process '{writer.process.name}'"):
+        infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz", 3)
+
+
 def test_eos_and_pad_in_a_gap_that_text_follows_do_not_end_the_text(run, monkeypatch):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.DecodeConfig(n_steps=1, n_samples=1)), "ab")
-    drafts, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 2)
+    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=1, n_samples=1)), "ab")
+    drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz", 2)
     row = torch.tensor([*ids("x"), EOS, PAD, *ids("yz"), EOS, *[PAD] * 6])
-    monkeypatch.setattr(type(writer.process), "bound", lambda *_, **__: torch.tensor([1.0, 0.0]))
-    _, text = infill(writer, batch, Noise(0, "decode", 0, [0]), "x___yz", 2)
+    monkeypatch.setitem(BOUNDS, type(writer.process), lambda *_: torch.tensor([1.0, 0.0]))
+    _, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz", 2)
     assert text(row) == "xyz"
 
 
 def test_a_draft_is_a_canvas_that_must_fit(run):
-    writer = load_writer(run.folder, sample.DecodeConfig())
+    writer = load_writer(run.folder, sample.GenerateConfig())
     assert draft_canvas(writer, "abc").tolist() == [[*ids("abc"), EOS, *[PAD] * 8]]
     assert draft_canvas(writer, "x" * 11).tolist() == [[*ids("x" * 11), EOS]]
     with pytest.raises(UserError, match="the draft has 12 tokens and EOS, but the model's canvas holds 12"):
@@ -96,10 +106,10 @@ def test_sample_fills_and_revises_from_the_command_line(run, capsys):
     capsys.readouterr()
     sample.main([str(run.folder), "--infill=ab___cd", "--n_steps=2", "--n_samples=2", "--gap_len=2", "--show_steps"])
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4 and lines[-1].startswith("ab") and lines[-1].endswith("cd")
+    assert len(lines) == 5 and lines[-1].startswith("ab") and lines[-1].endswith("cd")
     sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1", "--n_samples=1",
                  "--show_steps"])
-    assert len(capsys.readouterr().out.splitlines()) >= 3
+    assert len(capsys.readouterr().out.splitlines()) >= 4
     if run.folder.name == "absorbing":  # no token was masked, so nothing may change
         sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1"])
         assert capsys.readouterr().out == "abcdefgh\n"

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 import eval as evaluation
-from config import UserError
+from beyond.likelihood import bits, bound_of, ratio, task_batches
 from data.dataset import open_data
 from data.tasks import read_jsonl
-from likelihood import bits, ratio, task_batches
-from noise import Noise
-from sample import DecodeConfig, load_writer
+from engine.cli import UserError
+from engine.noise import Noise
+from sample import GenerateConfig, load_writer
 
 
 def score(folder, *flags):
@@ -29,7 +29,7 @@ def test_a_ratio_and_its_standard_error():
 
 
 def test_ar_bits_are_the_sum_of_log_probabilities_over_tokens_and_over_bytes(ar_run, task):
-    writer = load_writer(ar_run.folder, DecodeConfig())
+    writer = load_writer(ar_run.folder, GenerateConfig())
     examples = read_jsonl(task / "test.jsonl")
     nats = 0.0
     for e in examples:  # one by one, without padding of the input, token by token
@@ -57,23 +57,24 @@ def test_bits_of_diffusion_do_not_depend_on_the_batch_size_and_say_that_they_are
     assert one["per_token"] == pytest.approx(all_["per_token"], rel=1e-5) and one["per_token"][0] > 0
     said = capsys.readouterr().out
     assert "upper bound, 3 noise levels each" in said and f"({process}; seed 0) on 5 test examples" in said
-    writer = load_writer(run.folder, DecodeConfig())
+    writer = load_writer(run.folder, GenerateConfig())
     batches, _ = task_batches(read_jsonl(f"{one['data']}/test.jsonl"), writer, 5)
-    by_hand = writer.process.bound(writer.model, batches[0], Noise(0, "valid", 0, range(5)), 3).sum().item() / math.log(2)
+    nats = bound_of(writer.process)(writer.process, writer.model, batches[0], Noise(0, "valid", 0, range(5)), 3)
+    by_hand = nats.sum().item() / math.log(2)
     assert one["per_token"][0] == pytest.approx(by_hand / (batches[0].targets != writer.tokenizer.pad).sum().item(), rel=1e-5)
 
 
 def test_text_is_measured_on_fixed_validation_windows(train, text, tmp_path):
     run = train("ar", tmp_path / "x", f"--data={text}", "--input_len=4", "--target_len=6", "--steps=1")
     result = score(run.folder, "--n_examples=7", "--batch_size=3")
-    writer = load_writer(run.folder, DecodeConfig())
+    writer = load_writer(run.folder, GenerateConfig())
     batch = open_data(text, writer.tokenizer, 4, 6).valid_batch(range(7))
     assert (result["n"], result["split"]) == (7, "valid")
     assert result["per_token"][0] == pytest.approx(bits(writer, [batch], 1, 0).per_token[0], rel=1e-6)
 
 
 def test_examples_that_do_not_fit_are_counted_and_left_out(ar_run):
-    writer = load_writer(ar_run.folder, DecodeConfig())
+    writer = load_writer(ar_run.folder, GenerateConfig())
     fits, long = {"input": "ab", "target": "ba"}, {"input": "a" * 9, "target": "b"}
     batches, n_left_out = task_batches([fits, long, fits, {"input": "a", "target": "b" * 7}], writer, 1)
     assert (len(batches), n_left_out) == (2, 2)

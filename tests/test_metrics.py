@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-import metrics
-from config import UserError
+from engine.cli import UserError
+from scoring import metrics
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="BLEU is compared with sacrebleu")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from noise import STREAMS, Noise, invert
+from engine.noise import STREAMS, Noise, invert
 
 
 def chi_square_fits(counts, expected):
@@ -52,7 +52,7 @@ def test_any_split_of_the_batch_sees_the_same_numbers(parts):
 
 def test_the_order_of_the_rows_only_orders_the_numbers():
     order = [5, 0, 3]
-    for sorted_rows, rows in zip(all_draws(Noise(1, "decode", 2, range(6))), all_draws(Noise(1, "decode", 2, order))):
+    for sorted_rows, rows in zip(all_draws(Noise(1, "generate", 2, range(6))), all_draws(Noise(1, "generate", 2, order))):
         assert torch.equal(sorted_rows[order], rows)
 
 
@@ -77,16 +77,16 @@ def test_no_two_streams_share_a_number():
 
 
 def test_sample_j_of_a_row_is_the_same_however_many_samples_there_are():
-    few, many = Noise(0, "decode", 0, [4, 9]).split(2).uniform(6), Noise(0, "decode", 0, [4, 9]).split(5).uniform(6)
+    few, many = Noise(0, "generate", 0, [4, 9]).split(2).uniform(6), Noise(0, "generate", 0, [4, 9]).split(5).uniform(6)
     assert torch.equal(few.view(2, 2, 6), many.view(2, 5, 6)[:, :2])  # rows in the order of Context.repeat
-    alone = Noise(0, "decode", 0, [9]).split(5).uniform(6)
+    alone = Noise(0, "generate", 0, [9]).split(5).uniform(6)
     assert torch.equal(alone, many[5:])
 
 
 def test_a_draw_from_more_logits_than_a_chunk_holds_is_that_of_each_row_alone():
     logits = torch.randn(6, 50, 4096, generator=torch.Generator().manual_seed(0))  # 1.2 million, in chunks of 2^20
-    whole = Noise(0, "decode", 0, range(6)).categorical(logits, 1.0)
-    assert torch.equal(whole, torch.cat([Noise(0, "decode", 0, [i]).categorical(logits[i:i + 1], 1.0) for i in range(6)]))
+    whole = Noise(0, "generate", 0, range(6)).categorical(logits, 1.0)
+    assert torch.equal(whole, torch.cat([Noise(0, "generate", 0, [i]).categorical(logits[i:i + 1], 1.0) for i in range(6)]))
     assert len(whole.unique()) > 250
 
 
@@ -158,7 +158,7 @@ def test_a_million_categorical_draws_fit_the_distribution_down_to_its_tail(size)
     p = rng.permutation(np.maximum(p, 1e-5) / np.maximum(p, 1e-5).sum())
     logits, n = torch.from_numpy(np.log(p)).float().expand(1, 50_000, size), 20 * 50_000
     temperature = 0.5  # divides the logits, which are given twice too small here
-    noise, counts = Noise(0, "decode", 0, [0]), np.zeros(size)
+    noise, counts = Noise(0, "generate", 0, [0]), np.zeros(size)
     for _ in range(20):
         counts += np.bincount(noise.categorical(logits * temperature, temperature).flatten(), minlength=size)
     assert counts.sum() == n and chi_square_fits(counts, n * p)
@@ -192,7 +192,7 @@ def test_tokens_of_probability_zero_are_never_drawn_not_even_at_the_ends(size, u
 
 def test_temperature_zero_is_the_argmax_and_draws_nothing():
     logits = torch.randn(2, 6, 64, generator=torch.Generator().manual_seed(0))
-    noise, untouched = Noise(0, "decode", 0, range(2)), Noise(0, "decode", 0, range(2))
+    noise, untouched = Noise(0, "generate", 0, range(2)), Noise(0, "generate", 0, range(2))
     assert torch.equal(noise.categorical(logits, 0), logits.argmax(-1))
     assert torch.equal(noise.uniform(3), untouched.uniform(3))
     assert torch.equal(noise.categorical(logits, 1e-4), logits.argmax(-1)), "a very low temperature comes to the same"
@@ -201,5 +201,5 @@ def test_temperature_zero_is_the_argmax_and_draws_nothing():
 def test_half_precision_logits_are_drawn_from_as_they_are():
     """A softmax computed in bfloat16, which has 8 bits, would move the borders between tokens."""
     logits = torch.randn(1, 20_000, 60, generator=torch.Generator().manual_seed(0)).bfloat16()
-    draw = lambda logits: Noise(0, "decode", 0, [0]).categorical(logits, 1.0)
+    draw = lambda logits: Noise(0, "generate", 0, [0]).categorical(logits, 1.0)
     assert torch.equal(draw(logits), draw(logits.double()))

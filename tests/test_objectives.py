@@ -12,16 +12,16 @@ import torch.nn.functional as F
 import eval as evaluation
 import sample
 from autoregressive import Autoregressive
-from checkpoint import save_checkpoint
-from config import UserError
+from beyond.likelihood import bits
 from conftest import FLAGS, SCRIPTS, Run, Scripted
 from data.dataset import Batch, open_data
 from data.objectives import OBJECTIVES, choose, random_prefix, row_length, segments, span, span_lengths
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES, new_process
-from likelihood import bits
-from noise import Noise
-from sample import DecodeConfig, load_writer
+from engine.checkpoint import save_checkpoint
+from engine.cli import UserError
+from engine.noise import Noise
+from sample import GenerateConfig, load_writer
 from test_dataset import same, write_text
 
 BYTES = load_tokenizer("bytes")
@@ -263,7 +263,7 @@ def test_every_process_trains_on_spans_and_is_scored_on_them_if_it_can_be(span_r
             score()
         assert "\n" not in str(caught.value)
         return
-    result, writer = score(), load_writer(run.folder, DecodeConfig())
+    result, writer = score(), load_writer(run.folder, GenerateConfig())
     assert "; objective span)" in capsys.readouterr().out
     batch = open_data(text, BYTES, 32, 11, objective="span").valid_batch(range(5))
     assert (batch.targets[:, 0] == FIRST).all()

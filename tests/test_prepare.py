@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from config import UserError
 from data import prepare, text
 from data.tokenizer import load_tokenizer
+from engine.cli import UserError
 
 BPE = load_tokenizer("bpe")
 PROSE = "The café is open.\n\n\nIt's   late…   \n  and 1984 was «long» ago.  \n\n" * 8
@@ -285,7 +285,7 @@ def test_a_task_is_handed_on_with_its_flags(tmp_path, monkeypatch, capsys):
 
 
 def test_the_script_starts_from_anywhere_and_a_mistake_exits_with_2(tmp_path):
-    done = subprocess.run([sys.executable, prepare.__file__, "text", "--sources=none.txt"],
+    done = subprocess.run([sys.executable, prepare.__file__, "text", "--sources=none.txt", "--out=new"],
                           cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and "none.txt" in done.stderr

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 import sample
-from checkpoint import build_model, process_of, save_checkpoint
-from config import UserError
 from data.dataset import pad_rows
 from data.tokenizer import load_tokenizer
-from noise import Noise
+from diffusion import Absorbing
+from engine.checkpoint import save_checkpoint
+from engine.cli import UserError
+from engine.noise import Noise
+from pretrained.loading import build_model, process_of
 from sample import load_writer, prompt_batch, show
 
 BYTES = load_tokenizer("bytes")
@@ -67,13 +69,13 @@ def test_show_steps_prints_every_draft_and_then_the_answer(ar_run, diff_run, cap
     run, flags = (ar_run, ["--target_len=5"]) if kind == "ar" else (diff_run, [f"--n_steps={n}", "--n_samples=2"])
     lines = say(capsys, "--show_steps", run.folder, "--prompt=ab", *flags).split("\n")
     steps = [line for line in lines if re.match(r" +\d+  ", line)]
-    assert [int(line.split()[0]) for line in steps] == list(range(1, n + 1)) and lines[n] == ""
-    config = sample.DecodeConfig() if kind == "ar" else sample.DecodeConfig(n_steps=n, n_samples=2)
+    assert [int(line.split()[0]) for line in steps] == list(range(n + 1)) and lines[n + 1] == ""  # 0: what it starts from
+    config = sample.GenerateConfig() if kind == "ar" else sample.GenerateConfig(n_steps=n, n_samples=2)
     writer = load_writer(run.folder, config, 5 if kind == "ar" else None)
     writer, batch = prompt_batch(writer, "ab")
-    drafts = writer.drafts(batch, Noise(0, "decode", 0, [0]))
+    drafts = writer.drafts(batch, Noise(0, "generate", 0, [0]))
     assert [line[6:] for line in steps] == [show(BYTES, draft[0]) for draft in drafts]
-    assert "\n".join(lines[n + 1:]) == BYTES.decode(drafts[-1][0]) + "\n"
+    assert "\n".join(lines[n + 2:]) == BYTES.decode(drafts[-1][0]) + "\n"
 
 
 def test_a_draft_is_shown_whole_on_one_line_with_a_mark_for_each_special_id():
@@ -114,16 +116,31 @@ def test_one_seed_gives_one_text(diff_run, ar_run, capsys):
     ([], {"temperature": 0.0, "n_samples": 1, "top_k": 0}), (["--temperature=0.7", "--top_k=3", "--n_samples=4"],
                                                             {"temperature": 0.7, "n_samples": 4, "top_k": 3})])
 def test_flags_left_out_become_greedy_for_an_ar_model(ar_run, flags, expected):
-    assert load_writer(ar_run.folder, sample.parse(sample.Config, ["x", *flags])).options == expected
+    writer = load_writer(ar_run.folder, sample.parse(sample.Config, ["x", *flags]))
+    assert (writer.decoder, writer.options) == ("left to right", expected)
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ([], {"temperature": 0.2, "n_samples": 8, "n_steps": 10}),  # the paper's
-    (["--temperature=0", "--n_samples=1", "--n_steps=3"], {"temperature": 0.0, "n_samples": 1, "n_steps": 3}),
-    (["--early_stop", "--update_share=0.3"], {"early_stop": True, "update_share": 0.3})])
-def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, expected):
-    papers = dict(temperature=0.2, n_samples=8, n_steps=10, decoder="resample", update_share=1.0, early_stop=False)
-    assert load_writer(diff_run.folder, sample.parse(sample.Config, ["x", *flags])).options == papers | expected
+@pytest.mark.parametrize("flags, decoder, expected", [
+    ([], "resample", {}),  # the paper's
+    (["--temperature=0", "--n_samples=1", "--n_steps=3"], "resample", {"temperature": 0.0, "n_samples": 1, "n_steps": 3}),
+    (["--decoder=partial"], "partial", {"update_share": 0.3, "early_stop": False}),
+    (["--decoder=partial", "--early_stop", "--update_share=1"], "partial", {"early_stop": True, "update_share": 1.0}),
+    (["--decoder=unrolled", "--early_stop"], "unrolled", {"early_stop": True, "unroll_share": 0.3}),
+    (["--decoder=ancestral"], "ancestral", {})])
+def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, decoder, expected):
+    papers = dict(temperature=0.2, n_samples=8, n_steps=10)
+    writer = load_writer(diff_run.folder, sample.parse(sample.Config, ["x", *flags]))
+    assert (writer.decoder, writer.options) == (decoder, papers | expected)
+
+
+@pytest.mark.parametrize("flags, decoder, expected", [
+    ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {"block_len": 0}),
+    (["--decoder=blocks", "--threshold=0.5"], "blocks", {"threshold": 0.5, "block_len": 8}),
+    (["--decoder=ancestral", "--remask=1"], "ancestral", {"remask": 1.0})])
+def test_flags_left_out_become_those_of_the_decoder_for_masked_diffusion(flags, decoder, expected):
+    config = sample.parse(sample.Config, ["x", *flags])
+    defaults = dict(temperature=0.2, n_samples=8, n_steps=32)
+    assert sample.choose_decoder(config, Absorbing(BYTES.mask)) == (decoder, defaults | expected)
 
 
 def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_the_numbers(ar_run, diff_run, capsys):
@@ -152,17 +169,21 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
     ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
     ("ar", ["--infill=a___"], "--infill needs a diffusion model"), ("ar", ["--draft=a"], "--draft needs a diffusion model"),
-    ("diff", ["--decoder=unroled"], "not one of resample, unrolled, ancestral; did you mean 'unrolled'"),
-    ("diff", ["--decoder=confidence"], "not one of resample, unrolled, ancestral"),
+    ("diff", ["--decoder=unroled"], "not one of resample, partial, unrolled, ancestral; did you mean 'unrolled'"),
+    ("diff", ["--decoder=confidence"], "not one of resample, partial, unrolled, ancestral"),
+    ("ar", ["--decoder=ancestral"], "--decoder is not for ar models"),
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
     ("diff", ["--unroll_share=0.5"], "--unroll_share goes with --decoder=unrolled, not with resample"),
-    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=resample or unrolled, not"),
-    ("diff", ["--update_share=0"], "--update_share=0.0 must be above 0 and at most 1"),
+    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=partial or unrolled, not with ances"),
+    ("diff", ["--early_stop"], "--early_stop goes with --decoder=partial or unrolled, not with resample"),
+    ("diff", ["--update_share=0.5"], "--update_share goes with --decoder=partial, not with resample"),
+    ("diff", ["--decoder=partial", "--update_share=0"], "--update_share=0.0 must be above 0 and at most 1"),
     ("diff", ["--decoder=unrolled", "--unroll_share=1.5"], "--unroll_share=1.5 must be at least 0 and at most 1"),
-    ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
+    ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold or blocks, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
     ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with threshold"),
-    ("absorbing", ["--block_len=-1"], "--block_len=-1 must be at least 0"),
+    ("absorbing", ["--block_len=4"], "--block_len goes with --decoder=blocks or confidence, not with threshold"),
+    ("absorbing", ["--decoder=blocks", "--block_len=-1"], "--block_len=-1 must be at least 0"),
     ("gaussian", ["--decoder=ancestral"], "not one of euler")])
 def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
                                                                                flags, message):
@@ -179,7 +200,7 @@ def test_compiled_models_write_the_same_text(ar_run, diff_run, capsys, monkeypat
     for words in ([ar_run.folder], [ar_run.folder, f"--drafter={diff_run.folder}"]):
         texts = {say(capsys, *words, "--prompt=ab", "--show_steps", f"--compile={which}") for which in ("no", "yes")}
         assert len(texts) == 1
-    writer = load_writer(ar_run.folder, sample.DecodeConfig(drafter=str(diff_run.folder), compile="yes"))
+    writer = load_writer(ar_run.folder, sample.GenerateConfig(drafter=str(diff_run.folder), compile="yes"))
     assert all(hasattr(getattr(model, name), "_torchdynamo_orig_callable")
                for model in (writer.model, writer.process.drafter) for name in ("encode", "states", "logits"))
 
@@ -200,10 +221,10 @@ def test_a_prompt_that_is_not_utf8_is_refused(ar_run, monkeypatch):
 
 def test_a_sample_does_not_depend_on_the_batch_it_is_drawn_in(diff_run, ar_run):
     for run in (diff_run, ar_run):
-        writer = load_writer(run.folder, sample.DecodeConfig(temperature=1.0, n_samples=3))
+        writer = load_writer(run.folder, sample.GenerateConfig(temperature=1.0, n_samples=3))
         rows = [(list(b"ab"), []), (list(b"abcdefgh"), []), ([], [])]
-        whole = writer.drafts(pad_rows(rows, BYTES, 8, 7), Noise(0, "decode", 0, range(3)))[-1]
-        alone = [writer.drafts(pad_rows([row], BYTES, 8, 7), Noise(0, "decode", 0, [i]))[-1] for i, row in enumerate(rows)]
+        whole = writer.drafts(pad_rows(rows, BYTES, 8, 7), Noise(0, "generate", 0, range(3)))[-1]
+        alone = [writer.drafts(pad_rows([row], BYTES, 8, 7), Noise(0, "generate", 0, [i]))[-1] for i, row in enumerate(rows)]
         assert torch.equal(whole, torch.cat(alone))
         assert len({tuple(row) for row in whole.tolist()}) == 3
 
@@ -215,10 +236,10 @@ def test_in_bfloat16_products_are_rounded_and_bounds_stay_near(train, tmp_path, 
     batch = pad_rows([(list(b"ab"), list(b"ba")), (list(b"abcdefgh"), list(b"h"))], BYTES, 8, 7)
     bounds, dtypes = {}, set()
     for dtype in ("float32", "bfloat16"):
-        writer = load_writer(run.folder, sample.DecodeConfig(dtype=dtype, device="cpu"))
+        writer = load_writer(run.folder, sample.GenerateConfig(dtype=dtype, device="cpu"))
         writer.model.blocks[0].mlp_out.register_forward_hook(lambda module, args, out: dtypes.add(out.dtype))
         dtypes.clear()
-        drafts = writer.drafts(batch, Noise(0, "decode", 0, range(2)))
+        drafts = writer.drafts(batch, Noise(0, "generate", 0, range(2)))
         assert drafts[-1].shape == (2, 7) and dtypes == {getattr(torch, dtype)}
         dtypes.clear()
         bounds[dtype] = writer.bound(batch, Noise(0, "valid", 0, range(2)), 3)
@@ -228,6 +249,6 @@ def test_in_bfloat16_products_are_rounded_and_bounds_stay_near(train, tmp_path, 
 
 def test_drafts_for_ar_stay_in_float32_and_an_unknown_dtype_is_refused(ar_run, diff_run):
     with pytest.raises(UserError, match="leave out --dtype"):
-        load_writer(ar_run.folder, sample.DecodeConfig(drafter=str(diff_run.folder), dtype="bfloat16"))
+        load_writer(ar_run.folder, sample.GenerateConfig(drafter=str(diff_run.folder), dtype="bfloat16"))
     with pytest.raises(UserError, match="dtype.*float32, bfloat16"):
-        load_writer(ar_run.folder, sample.DecodeConfig(dtype="half"))
+        load_writer(ar_run.folder, sample.GenerateConfig(dtype="half"))

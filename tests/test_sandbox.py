@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-import sandbox
-from config import UserError
+from engine.cli import UserError
+from scoring import sandbox
 
 TESTS = "assert f(1) == 2\nassert f(2) == 3\ndone = True\n"  # the last line is where a trace function could jump to
 RIGHT = "\ndef f(x): return x + 1\n"
@@ -213,10 +213,10 @@ def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder
 @linux_only
 def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder):
     """A sleeper by the alarm, a busy loop without alarm by its CPU time."""
-    code = """import sandbox
+    code = """from scoring import sandbox
 sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nwhile True: pass"
 sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.99)"""
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(sandbox.__file__),
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
                                env={**os.environ, "TMPDIR": str(folder)})
     deadline = time.monotonic() + 8
     while len(survivors(f"{folder}/ar2diff_")) < 2 and time.monotonic() < deadline:

@@ -5,19 +5,19 @@ import torch
 import eval as evaluation
 import sample
 from autoregressive import Autoregressive
-from config import UserError
+from beyond.speculative import Speculative
 from conftest import EOS, MASK, PAD, T, ragged_batch, tiny_model
 from diffusion import Absorbing, Gaussian, Uniform
+from engine.cli import UserError
+from engine.noise import Noise
 from model import Transformer
-from noise import Noise
-from speculative import Speculative
 
 AR = Autoregressive(MASK, EOS, PAD)
 PROCESSES = {"uniform": Uniform(11), "absorbing": Absorbing(MASK), "gaussian": Gaussian(4)}
 
 
 def noise(n=4):
-    return Noise(0, "decode", 0, range(n))
+    return Noise(0, "generate", 0, range(n))
 
 
 def writer(seed=0):
@@ -29,7 +29,7 @@ def writer(seed=0):
 
 
 def greedy(model, batch):
-    *_, answer = AR.decode(model, batch, noise())
+    *_, answer = AR.generate(model, batch, noise())
     return answer
 
 
@@ -39,8 +39,9 @@ class Oracle:
     def __init__(self, tokens):
         self.tokens = tokens
 
-    def decode(self, drafter, batch, noise, n_steps, n_samples, temperature, frozen):
+    def generate(self, drafter, batch, noise, n_steps, n_samples, temperature, frozen):
         assert temperature == 0
+        yield torch.where(frozen, batch.targets, 0)  # for noise
         for _ in range(n_steps):
             yield torch.where(frozen, batch.targets, self.tokens)
 
@@ -49,10 +50,10 @@ class Oracle:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_answer_is_that_of_greedy_decoding_whatever_the_drafter(name, seed):
     process, batch = PROCESSES[name], ragged_batch(seed=seed)
-    model, drafter = writer(seed), tiny_model(seed + 100, vector_width=process.vector_width)
+    model, drafter = writer(seed), tiny_model(seed + 100, vector_width=getattr(process, "vector_width", 0))
     expected = greedy(model, batch)
     for options in ({}, {"n_steps": 3}, {"n_steps": 2, "n_samples": 2}):
-        *_, answer = Speculative(AR, drafter, process).decode(model, batch, noise(), **options)
+        *_, answer = Speculative(AR, drafter, process).generate(model, batch, noise(), **options)
         assert torch.equal(answer, expected)
 
 
@@ -65,8 +66,9 @@ def test_the_models_of_these_tests_write_texts_that_end_and_texts_that_do_not():
 @pytest.mark.parametrize("n_steps", [1, 3])
 def test_a_drafter_that_agrees_needs_one_round(n_steps):
     model, batch = writer(), ragged_batch()
-    drafts = list(Speculative(AR, None, Oracle(greedy(model, batch))).decode(model, batch, noise(), n_steps=n_steps))
-    assert len(drafts) == n_steps + 1 and torch.equal(drafts[-1], greedy(model, batch))
+    drafts = list(Speculative(AR, None, Oracle(greedy(model, batch))).generate(model, batch, noise(), n_steps=n_steps))
+    assert len(drafts) == 1 + n_steps + 1 and torch.equal(drafts[-1], greedy(model, batch))
+    assert (drafts[0] == PAD).all(), "it starts from an empty canvas"
 
 
 @pytest.mark.parametrize("wrong", range(T))
@@ -75,30 +77,38 @@ def test_one_wrong_token_costs_one_round_more_and_the_right_ones_before_it_are_s
     expected = greedy(model, batch)
     tokens = expected.clone()
     tokens[:, wrong] = (tokens[:, wrong] + 1) % 9
-    drafts = list(Speculative(AR, None, Oracle(tokens)).decode(model, batch, noise()))
+    drafts = list(Speculative(AR, None, Oracle(tokens)).generate(model, batch, noise()))
     assert torch.equal(drafts[-1], expected)
     before_the_end = ~(expected[:, :wrong] == EOS).any(dim=1)
-    assert torch.equal(drafts[1][before_the_end, :wrong + 1], expected[before_the_end, :wrong + 1])
+    assert torch.equal(drafts[2][before_the_end, :wrong + 1], expected[before_the_end, :wrong + 1])
     if wrong == T - 1:
-        assert len(drafts) == 2, "AR's own token behind the agreeing ones is the last"
+        assert len(drafts) == 1 + 2, "AR's own token behind the agreeing ones is the last"
     else:
-        assert (drafts[1][before_the_end, wrong + 1:] == PAD).all(), "nothing behind it is"
-        assert len(drafts) == (4 if (before_the_end & (expected[:, wrong] != EOS)).any() else 2)
+        assert (drafts[2][before_the_end, wrong + 1:] == PAD).all(), "nothing behind it is"
+        assert len(drafts) == 1 + (4 if (before_the_end & (expected[:, wrong] != EOS)).any() else 2)
 
 
 def test_the_drafter_encodes_the_inputs_once(monkeypatch):
     model, batch, calls = writer(), ragged_batch(), []
     encode = Transformer.encode
     monkeypatch.setattr(Transformer, "encode", lambda *args: (calls.append(args[0]), encode(*args))[1])
-    drafts = list(Speculative(AR, tiny_model(100), Uniform(11)).decode(model, batch, noise(), n_samples=2))
-    assert len(drafts) > 2 and len(calls) == 2 and calls[0] is model
+    drafts = list(Speculative(AR, tiny_model(100), Uniform(11)).generate(model, batch, noise(), n_samples=2))
+    assert len(drafts) > 1 + 2 and len(calls) == 2 and calls[0] is model
+
+
+def test_every_draft_but_the_first_is_an_evaluation_of_one_of_the_two_networks(monkeypatch):
+    model, drafter, batch, calls = writer(), tiny_model(100), ragged_batch(), []
+    decode = Transformer.decode
+    monkeypatch.setattr(Transformer, "decode", lambda self, *args: (calls.append(self), decode(self, *args))[1])
+    drafts = list(Speculative(AR, drafter, Uniform(11)).generate(model, batch, noise(), n_steps=2))
+    assert len(drafts) - 1 == len(calls) == 3 * calls.count(model) and calls[:3] == [drafter, drafter, model]
 
 
 def test_a_drafter_that_is_always_wrong_costs_a_round_a_token():
     model, batch = writer(), ragged_batch()
     expected = greedy(model, batch)
-    drafts = list(Speculative(AR, None, Oracle((expected + 1) % 9 * (expected < 9))).decode(model, batch, noise()))
-    assert torch.equal(drafts[-1], expected) and len(drafts) == 2 * T
+    drafts = list(Speculative(AR, None, Oracle((expected + 1) % 9 * (expected < 9))).generate(model, batch, noise()))
+    assert torch.equal(drafts[-1], expected) and len(drafts) == 1 + 2 * T
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +137,7 @@ def test_sample_writes_the_same_text_with_a_drafter(pair, capsys):
     ("diff", "diff", [], "only an autoregressive model verifies drafts, this one is a uniform model"),
     ("ar", "ar", [], "is autoregressive; a diffusion model drafts"),
     ("ar", "nowhere", [], "nowhere"),
-    ("ar", "diff", ["--temperature=0.5"], "--temperature is not for speculative models; they take --n_samples, --n_steps"),
+    ("ar", "diff", ["--temperature=0.5"], "--temperature is not for speculative models; they take --n_steps, --n_samples"),
     ("ar", "diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
     ("ar", "diff", ["--infill=a___"], "--infill needs a diffusion model")])
 def test_what_does_not_fit_is_refused_in_one_line(pair, tmp_path, checkpoint, drafter, flags, message):

@@ -1,19 +1,15 @@
-"""start.py: whatever is wrong is refused in one line before the first step, and nothing that was there is lost."""
+"""start.py, devices.py: whatever is wrong is refused in one line before the first step; nothing that was there is lost."""
 import errno
-import platform
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train_loop
-from checkpoint import save_checkpoint
-from config import UserError
-from start import choose_compile, choose_dtype, out_of_memory
+from engine.checkpoint import save_checkpoint
+from engine.cli import UserError
+from engine.devices import choose_compile, choose_dtype, out_of_memory
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -45,7 +41,8 @@ def test_a_wrong_flag_is_refused_in_one_line_and_nothing_is_trained(train, ar_ru
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("flags, message", [(["--n_unroll=0"], "--n_unroll=0 must be at least 1"),
+@pytest.mark.parametrize("flags, message", [(["--n_unroll=0"], "--n_unroll=0 must lie between 1 and 2"),
+                                            (["--n_unroll=3"], "--n_unroll=3 must lie between 1 and 2"),
                                             (["--unroll_temperature=-1"], "--unroll_temperature=-1.0 must lie between")])
 def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
@@ -66,18 +63,18 @@ def test_a_compiler_that_does_not_work_here_is_refused_unless_auto_chose_it(trai
         train("ar", tmp_path / "x", "--compile=yes")
     assert not (tmp_path / "x").exists()
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert choose_compile(SimpleNamespace(compile="auto"), cpu) is choose_compile(SimpleNamespace(compile="no"), cuda) is False
+    assert choose_compile("auto", cpu) is choose_compile("no", cuda) is False
     assert not capsys.readouterr().out
     with monkeypatch.context() as patch:
         patch.setattr(torch, "compile", lambda function: function)
-        assert choose_compile(SimpleNamespace(compile="yes"), cpu) is True
-    assert choose_compile(SimpleNamespace(compile="auto"), cuda) is False
+        assert choose_compile("yes", cpu) is True
+    assert choose_compile("auto", cuda) is False
     assert "torch.compile does not work here" in capsys.readouterr().err
 
 
 def test_bfloat16_is_chosen_where_it_is_faster_and_refused_where_it_is_missing(monkeypatch):
     def chosen(device, width=16, dtype="auto"):
-        return choose_dtype(SimpleNamespace(dtype=dtype), torch.device(device), dict(shape={"width": width}))
+        return choose_dtype(dtype, torch.device(device), width)
     for has_bf16, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
         assert chosen("cuda") == expected
@@ -171,15 +168,3 @@ def test_resuming_without_a_checkpoint_or_without_optimizer_state_is_refused(tra
     save_checkpoint(tmp_path / "x" / "ckpt.pt", {k: v for k, v in ar_run.checkpoint().items() if k != "optimizer"})
     with pytest.raises(UserError, match="no optimizer state; start from it with --init_from"):
         train("ar", tmp_path / "x", "--resume", "--steps=9")
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep freed memory")
-def test_what_a_step_frees_stays_for_the_next_one():
-    script = ("import sys, torch; from start import pick_device; sys.argv[1] == 'kept' and pick_device('cpu')\n"
-              "import resource; sizes = [1 << 18] * 64 + [1 << 24]; a = list(map(torch.ones, sizes)); del a\n"
-              "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-              "for _ in range(10): a = list(map(torch.ones, sizes)); del a\n"
-              "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)")
-    faults = {how: int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True,
-                                      cwd=Path(__file__).parent.parent).stdout) for how in ("kept", "returned")}
-    assert 10 * faults["kept"] < faults["returned"], "page faults of 64 tensors of 1 MB and one of 64, 10 times"

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
 from data import originals, synthetic, tasks
 from data.tasks import read_jsonl, write_task
+from engine.cli import UserError
 
 
 def real_data():

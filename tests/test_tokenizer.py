@@ -10,9 +10,9 @@ import pytest
 import regex
 import tiktoken
 
-from config import UserError
 from data import tokenizer as module
 from data.tokenizer import PATTERN, SHIPPED, Tokenizer, load_tokenizer, read_ranks
+from engine.cli import UserError
 
 BYTES = {bytes([b]): b for b in range(256)}
 SMALL = BYTES | {b"th": 256, b" th": 257, b"he": 258, b"the": 259, b" the": 260, b"\n ": 261, b"\n  ": 262, b"ab": 263}

@@ -7,9 +7,10 @@ import torch
 
 import train_diff
 import train_loop
-from checkpoint import process_of
-from config import UserError
+from conftest import width_of
 from diffusion import Absorbing, Gaussian, Uniform
+from engine.cli import UserError
+from pretrained.loading import process_of
 
 FEW = ["--steps=1", "--eval_sequences=0"]
 
@@ -17,29 +18,29 @@ FEW = ["--steps=1", "--eval_sequences=0"]
 @pytest.fixture(scope="module")
 def runs(train, tmp_path_factory):
     """One short run of each process, with an option of its own."""
-    flags = {"uniform": ["--unroll_mean"], "absorbing": ["--weighted=no"], "gaussian": ["--vector_width=6"]}
+    flags = {"uniform": ["--n_unroll=1"], "absorbing": ["--weighted=no"], "gaussian": ["--vector_width=6"]}
     folder = tmp_path_factory.mktemp("processes")
     return {name: train("diff", folder / name, f"--process={name}", *own, *FEW) for name, own in flags.items()}
 
 
 def test_without_a_checkpoint_the_process_is_the_papers_and_options_are_as_documented(train, tmp_path):
-    assert process_of(train("diff", tmp_path / "x", *FEW).checkpoint()) == Uniform(258, 2, 0.0, False, "bidirectional")
+    assert process_of(train("diff", tmp_path / "x", *FEW).checkpoint()) == Uniform(258, 2, 0.0, "bidirectional")
     for process in (Absorbing(258, True), Gaussian(32, self_condition=0.5)):
         run = train("diff", tmp_path / process.name, f"--process={process.name}", *FEW)
         assert process_of(run.checkpoint()) == process
 
 
 @pytest.mark.parametrize("flags, process", [
-    (["--unroll_mean", "--n_unroll=3", "--unroll_temperature=0.5"], Uniform(258, 3, 0.5, True)),
+    (["--n_unroll=1", "--unroll_temperature=0.5"], Uniform(258, 1, 0.5)),
     (["--process=absorbing", "--weighted", "no", "--inputs_attention=causal"], Absorbing(258, False, "causal")),
     (["--process=gaussian", "--vector_width=7", "--self_condition=0"], Gaussian(7, self_condition=0.0))])
 def test_options_reach_the_process_and_its_checkpoint(train, tmp_path, flags, process):
     run = train("diff", tmp_path / "x", *flags, *FEW)
-    assert process_of(run.checkpoint()) == process and run.checkpoint()["shape"]["vector_width"] == process.vector_width
+    assert process_of(run.checkpoint()) == process and run.checkpoint()["shape"]["vector_width"] == width_of(process)
 
 
 def test_a_checkpoints_process_and_options_are_inherited_and_may_be_said_anew(train, runs, tmp_path):
-    expected = {"uniform": Uniform(258, unroll_mean=True), "absorbing": Absorbing(258, False), "gaussian": Gaussian(6)}
+    expected = {"uniform": Uniform(258, 1), "absorbing": Absorbing(258, False), "gaussian": Gaussian(6)}
     for name, run in runs.items():
         for i, flags in enumerate(([], [f"--process={name}"])):
             assert process_of(train("diff", tmp_path / f"{name}{i}", f"--init_from={run.folder}", *FEW, *flags).checkpoint()) \
@@ -63,14 +64,14 @@ def test_another_process_than_the_checkpoints_is_refused(train, runs, tmp_path, 
     (["--weighted"], "--weighted is for --process=absorbing, not for uniform"),
     (["--vector_width=8"], "--vector_width is for --process=gaussian, not for uniform"),
     (["--process=absorbing", "--n_unroll=2"], "--n_unroll is for --process=uniform, not for absorbing"),
-    (["--process=absorbing", "--unroll_mean=no"], "--unroll_mean is for --process=uniform, not for absorbing"),
     (["--process=gaussian", "--weighted=no"], "--weighted is for --process=absorbing, not for gaussian"),
     (["--process=gaussian", "--unroll_temperature=0"], "--unroll_temperature is for --process=uniform, not for gaussian"),
     (["--process=absorbing", "--self_condition=0"], "--self_condition is for --process=gaussian, not for absorbing"),
     (["--process=absorbin"], "did you mean 'absorbing'"), (["--process=ar"], "is not one of uniform, absorbing, gaussian"),
-    (["--process=gaussian", "--vector_width=0"], "--vector_width=0 must be at least 2"),
+    (["--process=gaussian", "--vector_width=0"], "--vector_width=0 must lie between 2 and"),
     (["--process=gaussian", "--self_condition=1.5"], "--self_condition=1.5 must lie between 0 and 1"),
-    (["--n_unroll=0"], "--n_unroll=0 must be at least 1"), (["--unroll_mean=2"], "neither true nor false"),
+    (["--n_unroll=0"], "--n_unroll=0 must lie between 1 and 2"), (["--n_unroll=3"], "--n_unroll=3 must lie between 1 and 2"),
+    (["--process=absorbing", "--weighted=2"], "neither true nor false"),
     (["--init_from={gaussian}", "--vector_width=8"], "--vector_width=8 differs from the checkpoint's, 6"),
     (["--init_from={absorbing}", "--n_unroll=1"], "--n_unroll is for --process=uniform, not for absorbing")])
 def test_an_option_that_does_not_fit_is_refused_in_one_line_before_anything_is_written(train, runs, tmp_path, flags, message):
@@ -79,7 +80,7 @@ def test_an_option_that_does_not_fit_is_refused_in_one_line_before_anything_is_w
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("flags", [["--process=absorbing"], ["--process=gaussian"], ["--process=uniform", "--unroll_mean"]])
+@pytest.mark.parametrize("flags", [["--process=absorbing"], ["--process=gaussian"], ["--unroll_temperature=1"]])
 def test_every_process_resumes_bit_identically_and_is_fine_tuned(train, tmp_path, monkeypatch, flags):
     flags = [*flags, "--steps=6", "--eval_every=3", "--dropout=0.1"]
     whole, real = train("diff", tmp_path / "whole", *flags), train_loop.learning_rate
@@ -110,7 +111,7 @@ def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless
     def of(out, *flags):
         capsys.readouterr()
         run = train("diff", tmp_path / out, *(f"--init_from={ar.folder}", *FEW, *flags))
-        objective = re.search(r"uniform on \S+(?: \((\w+)\))?:", capsys.readouterr().out)[1]
+        objective = re.search(r"uniform on \S+?(?: \((\w+)\))?:", capsys.readouterr().out)[1]
         return run.checkpoint()["input_len"], run.checkpoint()["target_len"], objective
 
     assert of("same", f"--data={text}") == (20, 7, "span")
@@ -128,6 +129,6 @@ def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless
 
 def test_the_config_names_every_option_of_every_process_that_a_user_may_set():
     fields = {field for process in train_diff.PROCESSES.values() for field in process.__dataclass_fields__}
-    own = {"n_noise", "mask", "inputs_attention", "shift", "anneal_steps", "sigma_min", "sigma_max"}  # of all, or fixed
+    own = {"n_noise", "mask", "inputs_attention", "targets_attention", "shift", "sigma_min", "sigma_max"}  # of all, or fixed
     assert set(train_diff.OPTIONS) == fields - own
     assert all(train_diff.Config.__dataclass_fields__[option].default is None for option in train_diff.OPTIONS)

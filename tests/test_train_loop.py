@@ -22,16 +22,18 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.multiprocessing.spawn import start_processes
 
-import run_log
 import train_ar
 import train_diff
 import train_loop
-from checkpoint import build_model, load_checkpoint, process_of, save_checkpoint, tokenizer_of
-from config import UserError
+from autoregressive import cross_entropy
 from conftest import FLAGS, needs_gpu
 from data.dataset import open_data
-from noise import Noise
-from parallel import Objective
+from engine import run_log
+from engine.checkpoint import save_checkpoint
+from engine.cli import UserError
+from engine.noise import Noise
+from engine.parallel import LossModule
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
 ROOT = Path(train_loop.__file__).parent
 RESUMABLE = ["--steps=10", "--eval_every=5", "--log_every=4", "--dropout=0.1"]
@@ -243,7 +245,7 @@ def test_a_rank_that_fails_ends_all_ranks_within_seconds(task, tmp_path):
     script.write_text("import os, pathlib, sys, time\n"
                       f"sys.path.insert(0, {str(ROOT)!r})\n"
                       "import train_ar, train_loop\n"
-                      "from config import UserError, run\n"
+                      "from engine.cli import UserError, run\n"
                       "rate = train_loop.learning_rate\n"
                       "def learning_rate(config, step):\n"
                       "    if step == 2 and os.environ['RANK'] == '1':\n"
@@ -301,8 +303,9 @@ def test_validation_is_a_fixed_mean_over_fixed_rows_without_dropout(train, task,
     for micro in (1, 4, 6, 64):
         model = build_model(c, dropout=0.5).train()
         config = train_diff.Config(eval_sequences=6, micro_batch_size=micro, seed=micro)
-        state = torch.get_rng_state()
-        first, second = (train_loop.evaluate(Objective(model), process, data, config, device, nullcontext()) for _ in range(2))
+        validate = lambda: train_loop.evaluate(loss_of, process, data, config, device, nullcontext())  # noqa: B023
+        loss_of, state = LossModule(model, cross_entropy), torch.get_rng_state()
+        first, second = validate(), validate()
         assert str(first) == str(second) and torch.equal(torch.get_rng_state(), state)
         assert abs(first["loss"] - losses.total.item()) < 1e-5
         assert first.keys() == ({"loss"} if kind == "ar" else {"loss", "first_pass", "by_level"})
@@ -321,17 +324,17 @@ def test_ranks_validate_every_sequence_once_in_few_passes_and_average_exactly(ta
     passes, sums = [[] for _ in range(world)], []
 
     class Counting:
-        def loss(self, model, batch, noise):
+        def loss(self, model, batch, noise, nats):
             passes[rank].append(len(batch.targets))
-            return process.loss(model, batch, noise)
+            return process.loss(model, batch, noise, nats)
 
     def all_reduce(mine):
         sums.append(mine.clone())
         mine.copy_(sum(sums))
     monkeypatch.setattr(run_log.dist, "all_reduce", all_reduce)
-    config = train_diff.Config(eval_sequences=7, micro_batch_size=4)
+    config, loss_of = train_diff.Config(eval_sequences=7, micro_batch_size=4), LossModule(model, cross_entropy)
     for rank in reversed(range(world)):  # each adds to those before it, so the last one returns what all ranks would
-        mean = train_loop.evaluate(Objective(model), Counting(), data, config, torch.device("cpu"), nullcontext(), rank, world)
+        mean = train_loop.evaluate(loss_of, Counting(), data, config, torch.device("cpu"), nullcontext(), rank, world)
     assert passes == sizes
     assert abs(mean["loss"] - losses.total.item()) < 1e-5
     assert abs(mean["first_pass"] - losses.per_sequence.mean().item()) < 1e-5

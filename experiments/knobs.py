@@ -1,8 +1,8 @@
 """What each knob of the transfer gives: one AR model, N more steps with the knob, the same fine-tuning; several seeds.
 
-    python results/knobs.py                                                      # the embedded translation task
-    python results/knobs.py --task=code --steps=600 --allow_code_execution      # runs the models' programs
-    python results/knobs.py --task=multi30k --text=books --steps=600             # prepared as in real_data.sh
+    python experiments/knobs.py                                                      # the embedded translation task
+    python experiments/knobs.py --task=code --steps=600 --allow_code_execution      # runs the models' programs
+    python experiments/knobs.py --task=multi30k --text=books --steps=600             # prepared as in real_data.sh
 
 N is a percentage of the AR steps, as in the paper. With N = 0 the knob works in the fine-tuning, and the teacher is the AR
 model fine-tuned on the task; else it works in the N steps on text, and the teacher is the AR model. Two rows lack AR weights:
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from common import prepared_task, prepared_text
-
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
 import sample
 import train_ar
 import train_diff
-from checkpoint import load_checkpoint
-from config import check, one_of, parse, run
 from diffusion import PROCESSES
-from model import flops
+from engine.cli import check, one_of, parse, run
+from experiments.common import prepared_task, prepared_text
+from experiments.cost import flops
+from pretrained.loading import load_checkpoint
 
 KNOBS = {  # flags, from the steps that they work in and the teacher
     "plain": lambda steps, teacher: [],
@@ -51,7 +51,7 @@ class Config:
     knobs: str = ",".join((*WITHOUT_AR, *KNOBS))  # the rows
     percents: str = "0,1,10"  # the N of each row, in % of the AR steps
     size: str = "4x96x3"
-    allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
+    allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
     out: str = "out/knobs"
 
 
@@ -78,51 +78,66 @@ def checked(config):
     return chosen, adapt
 
 
+SHARED = ("--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", "--too_long=drop")
+
+
+class Runs:
+    """The AR model, its fine-tuned twin that teaches, and what is trained from them."""
+
+    def __init__(self, config, text, canvas):
+        self.config, (S, T) = config, canvas
+        self.on_text = [f"--data={text}", "--lr=1e-3", f"--input_len={S}", f"--target_len={T}", *SHARED]
+        self.on_task = ["--lr=3e-3", f"--steps={config.steps}", *SHARED]
+        self.ar, self.teacher, self.distilled = (f"{config.out}/{name}" for name in ("ar", "ar_task", "distilled"))
+
+    def prepare(self, chosen):
+        """Train AR on the text and on the task, and let it answer the task where a row is `distilled`."""
+        size, steps, task = f"--size={self.config.size}", f"--steps={self.config.pretrain_steps}", f"--data={self.config.task}"
+        train_ar.main([*self.on_text, size, steps, f"--out_dir={self.ar}"])
+        train_ar.main([*self.on_task, task, f"--init_from={self.ar}", f"--out_dir={self.teacher}"])
+        if "distilled" in chosen:  # as many examples as are seen
+            n_examples = f"--n_examples={16 * self.config.steps}"
+            sample.main([self.teacher, f"--task={self.config.task}", f"--out={self.distilled}", n_examples])
+
+    def tuned(self, name, n, seed):
+        """Return the folder of a fine-tuned diffusion model that saw n steps on text with this knob."""
+        model, size = f"{self.config.out}/{name.replace(' ', '_')}_{n}_{seed}", [f"--size={self.config.size}"]
+        new = [f"--process={self.config.process}", f"--seed={seed}"]
+        data = f"--data={self.distilled if name == 'distilled' else self.config.task}"
+        knob = lambda steps, teacher: size if name in WITHOUT_AR else [f"--init_from={self.ar}", *KNOBS[name](steps, teacher)]
+        if n == 0:
+            train_diff.main([*self.on_task, data, *new, *knob(self.config.steps, self.teacher), f"--out_dir={model}"])
+        else:
+            train_diff.main([*self.on_text, *new, *knob(n, self.ar), f"--steps={n}", f"--warmup={n // 5}",
+                             f"--out_dir={model}_text"])
+            train_diff.main([*self.on_task, data, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
+        return model
+
+    def measured(self, model):
+        """Return (score in %, best validation loss)."""
+        allowed = ["--allow_code_execution"] if self.config.allow_code_execution else []
+        words = [f"--data={self.config.task}", f"--n_examples={self.config.n_examples}", *allowed]
+        result = evaluation.main([model, *words])
+        return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
+
+
 def main(argv=None):
     config = parse(Config, argv)
     (chosen, adapt), out = checked(config), Path(config.out)
     S, T = prepared_task(config.task, config.allow_code_execution)
-    text = prepared_text(config.text, out)
-    P, canvas = config.pretrain_steps, [f"--input_len={S}", f"--target_len={T}"]
-    shared = ["--batch_size=16", "--log_every=200", "--eval_every=100000", "--eval_sequences=256", "--too_long=drop"]
-    on_text = [f"--data={text}", "--lr=1e-3", *canvas, *shared]
-    on_task = ["--lr=3e-3", f"--steps={config.steps}", *shared]
-    allowed = ["--allow_code_execution"] if config.allow_code_execution else []
-    ar, teacher = f"{out}/ar", f"{out}/ar_task"
-    train_ar.main([*on_text, f"--size={config.size}", f"--steps={P}", f"--out_dir={ar}"])
-    train_ar.main([*on_task, f"--data={config.task}", f"--init_from={ar}", f"--out_dir={teacher}"])
-    if "distilled" in chosen:  # as many examples as are seen
-        sample.main([teacher, f"--task={config.task}", f"--out={out}/distilled", f"--n_examples={16 * config.steps}"])
-
-    def tuned(name, n, seed):
-        """Return the folder of a fine-tuned diffusion model that saw n steps on text with this knob."""
-        model, new = f"{out}/{name.replace(' ', '_')}_{n}_{seed}", [f"--process={config.process}", f"--seed={seed}"]
-        size, data = [f"--size={config.size}"], f"--data={out / 'distilled' if name == 'distilled' else config.task}"
-        if n == 0:
-            begin = size if name == "from scratch" else [f"--init_from={ar}", *KNOBS[name](config.steps, teacher)]
-            train_diff.main([*on_task, data, *new, *begin, f"--out_dir={model}"])
-        else:
-            begin = size if name == "diffusion" else [f"--init_from={ar}", *KNOBS[name](n, ar)]
-            train_diff.main([*on_text, *new, *begin, f"--steps={n}", f"--warmup={n // 5}", f"--out_dir={model}_text"])
-            train_diff.main([*on_task, data, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
-        return model
-
-    def measured(model):
-        """Return (score in %, best validation loss)."""
-        result = evaluation.main([model, f"--data={config.task}", f"--n_examples={config.n_examples}", *allowed])
-        return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
-
-    shape = load_checkpoint(ar)["shape"]
+    runs = Runs(config, prepared_text(config.text, out), (S, T))
+    runs.prepare(chosen)
+    shape, P = load_checkpoint(runs.ar)["shape"], config.pretrain_steps
     cost = lambda passes: flops(shape, S, logits=False) + passes * flops(shape, T)
     equal = round(P * cost(1) / cost(2 if config.process == "uniform" else 1)) + max(adapt)
     steps = {"from scratch": (0,), "diffusion": (equal,)}
     lines = [f"{config.task}: {P} AR steps on text, {config.steps} steps of fine-tuning as {config.process} diffusion, 16 "
              f"sequences a step; n = {config.n_examples}, {config.seeds} seeds, +- over seeds",
              f"{'':14s}{'N':>6s}{'score %':>9s}{'+-':>6s}{'valid loss':>13s}{'+-':>8s}   each",
-             row("AR itself", "", [measured(teacher)])]
+             row("AR itself", "", [runs.measured(runs.teacher)])]
     for name in chosen:
         for n in steps.get(name, adapt):
-            lines.append(row(name, n, [measured(tuned(name, n, seed)) for seed in range(config.seeds)]))
+            lines.append(row(name, n, [runs.measured(runs.tuned(name, n, seed)) for seed in range(config.seeds)]))
             print("\n".join(lines), flush=True)
             (out / "table.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

@@ -1,20 +1,20 @@
-"""How fast is it here, beside a plain GPT and beside what the arithmetic allows? One command, one table, one JSON file.
+"""How fast is it here, beside a plain GPT? One command, two tables, one JSON file.
 
-    python bench.py                                                          # a laptop, some minutes
-    python bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
-    python bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
+    python experiments/bench.py                                                          # a laptop, some minutes
+    python experiments/bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
+    python experiments/bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
 
 Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
-same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is a
-plain GPT-2 (below), that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where the
-others are. AR without a cache is timed eager, up to 1 TFLOP. A floor is the larger of FLOPs / matmul peak and bytes of weights
-/ copy rate, both measured at the start (the bf16 peak of a known GPU is the one its maker states). Weights that stay in a cache
-of the processor are read faster than that. MB: the most that a step has allocated at once, with weights and moments.
+same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is
+plain_gpt.py, that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where others are.
+AR without a cache is timed eager, up to 1 TFLOP. FLOPs are those of the weights. MB: the most that a step has allocated at
+once, with weights and moments.
 """
 import copy
 import itertools
 import json
 import os
+import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
@@ -24,75 +24,39 @@ from statistics import median, quantiles
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
-from autoregressive import Autoregressive
-from config import UserError, check, one_of, parse, run
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from autoregressive import Autoregressive, cross_entropy
 from data.dataset import Batch
 from diffusion import Absorbing, Uniform
-from model import Transformer, flops, shape_of
-from noise import Noise
-from parallel import compile_model
-from start import compiler_fault, out_of_memory, pick_device
+from engine.cli import UserError, check, one_of, parse, run
+from engine.devices import compiler_fault, out_of_memory, pick_device
+from engine.noise import Noise
+from engine.parallel import compile_model
+from experiments.cost import flops
+from experiments.plain_gpt import PlainGPT
+from model import Transformer
+from start import shape_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOP/s that NVIDIA states, not for PCIe
 
 
 @dataclass
-class Setup:
-    size: str = "4x128x4"  # LAYERSxWIDTHxHEADS or a name, see model.py
+class Config:
+    size: str = "4x128x4"  # LAYERSxWIDTHxHEADS or a name, see start.py
     vocab_size: int = 4096
     input_len: int = 128
     target_len: int = 128  # tokens to train on
     batch_size: int = 8  # sequences of a training step
-    dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
-    compiled: bool = False  # by torch.compile too, for static shapes
-    rounds: int = 7  # repetitions, interleaved
-    device: str = "auto"
-    out: str | None = None  # JSON file for all numbers
-
-
-@dataclass
-class Config(Setup):
     lengths: str = "128,512"  # target tokens to decode
     n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
     decode_batch: str = "1"  # inputs decoded at once
-
-
-class PlainBlock(nn.Module):
-    """GPT-2's block: LayerNorm, biases, GELU."""
-
-    def __init__(self, width, n_head):
-        super().__init__()
-        self.n_head = n_head
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-
-    def forward(self, x):
-        q, k, v = (t.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=-1))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-        return x + self.mlp(self.norm2(x))
-
-
-class PlainGPT(nn.Module):
-    """The yardstick: a language model of GPT-2's blocks, learned positions and tied embedding, with nothing of ours in it."""
-
-    def __init__(self, vocab_size, n_layer, width, n_head, n_positions):
-        super().__init__()
-        self.embedding, self.positions = nn.Embedding(vocab_size, width), nn.Embedding(n_positions, width)
-        self.blocks = nn.ModuleList(PlainBlock(width, n_head) for _ in range(n_layer))
-        self.norm = nn.LayerNorm(width)
-        for weight in (self.embedding.weight, self.positions.weight):
-            nn.init.normal_(weight, std=0.02)
-
-    def forward(self, tokens):
-        """Return the mean loss over all tokens (B, L + 1) but the first."""
-        x = self.embedding(tokens[:, :-1]) + self.positions.weight[:tokens.size(1) - 1]
-        for block in self.blocks:
-            x = block(x)
-        return F.cross_entropy(F.linear(self.norm(x), self.embedding.weight).flatten(0, 1).float(), tokens[:, 1:].flatten())
+    dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
+    compiled: bool = False  # by torch.compile too
+    rounds: int = 7  # repetitions, interleaved
+    device: str = "auto"
+    out: str | None = None  # JSON file for all numbers
 
 
 # ---- timing ----
@@ -116,30 +80,6 @@ def ratio(times, yardstick):
     ratios = [a / b for a, b in zip(times, yardstick)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
     return median(ratios), low, high
-
-
-def peak(dtype, device):
-    """Return FLOP/s: what the maker states for this GPU, else the best of some large matrix products."""
-    words = torch.cuda.get_device_name(device).replace("-", " ").split() if device.type == "cuda" else []
-    stated = [PEAKS[word] for word in words if word in PEAKS and "PCIe" not in words]
-    if stated and dtype == torch.bfloat16:
-        return stated[0]
-    n = 4096 if device.type == "cuda" else 1024
-    a = torch.randn(n, n, device=device).to(dtype)
-    return 2 * n ** 3 / min(take_turns({"": lambda: a @ a}, 5, device)[""])
-
-
-def peaks_of(config, device, tf32):
-    """Return {dtype: FLOP/s}, of float32 with or without TF32, which stays as told."""
-    allow_tf32(tf32, device)
-    return {dtype: peak(DTYPES[dtype], device) for dtype in config.dtypes.split(",")}
-
-
-def copy_rate(device):
-    """Return bytes/s of memory read and written by a copy too large for caches."""
-    a = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-    b = torch.empty_like(a)
-    return 2 * a.numel() / min(take_turns({"": lambda: b.copy_(a)}, 3, device)[""])
 
 
 def peak_memory(function, kept, device):
@@ -170,10 +110,6 @@ def name_of(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def size_of(module):
-    return sum(p.numel() * p.element_size() for p in module.parameters())
-
-
 # ---- training ----
 
 def kinds(V):
@@ -198,30 +134,32 @@ def training_step(kind, config, device, dtype, compiled):
         if kind == "plain GPT":
             model.compile(dynamic=False)
         else:
-            compile_model(model, process, dynamic=False)
+            compile_model(model, dynamic=False)
+    nats = torch.compile(cross_entropy, dynamic=False) if compiled else cross_entropy
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step():
         with autocast:
-            loss = model(tokens) if kind == "plain GPT" else process.loss(model, batch, noise).total
+            loss = model(tokens) if kind == "plain GPT" else process.loss(model, batch, noise, nats).total
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return step, work, 3 * size_of(model)
+    return step, work, 3 * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
 def bench_training(config, device):
     """Yield rows, one for each kind of training step in each dtype, eager and compiled; the kinds of a mode take turns."""
-    peaks, tokens = peaks_of(config, device, tf32=True), config.batch_size * (config.input_len + config.target_len)
+    allow_tf32(True, device)
+    tokens = config.batch_size * (config.input_len + config.target_len)
     for dtype, compiled in itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]):
         steps = {kind: training_step(kind, config, device, dtype, compiled) for kind in kinds(config.vocab_size)}
         times = take_turns({kind: step for kind, (step, *_) in steps.items()}, config.rounds, device)
         for kind, (step, work, kept) in steps.items():
             seconds, (middle, low, high) = median(times[kind]), ratio(times[kind], times["plain GPT"])
             yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=seconds, ratio=middle, low=low, high=high,
-                       tokens_per_second=tokens / seconds, mfu=work / seconds / peaks[dtype],
+                       tokens_per_second=tokens / seconds, flops_per_second=work / seconds,
                        ar=ratio(times[kind], times["AR"])[0], arithmetic=work / steps["AR"][1],
                        memory=peak_memory(step, kept, device))
         del steps, step  # the models, before the next ones are made
@@ -240,38 +178,31 @@ def decode_uncached(process, model, batch):
     return tokens
 
 
-def compiled_twin(model):
-    """Return a model of the same weights whose parts are compiled."""
-    twin = copy.copy(model)
-    compile_model(twin, dynamic=False)
-    return twin
-
-
 def decoders(config, model, B, T, several, compiled=False):
-    """Return {name: (function, FLOPs, bytes)} of all ways to fill a canvas (B, T); FLOPs and bytes are those of the weights.
+    """Return {name: (function, FLOPs)} of all ways to fill a canvas (B, T).
 
     several: (n_steps, n_samples, inputs_attention) of each way by diffusion.
     """
-    model = compiled_twin(model) if compiled else model
+    if compiled:
+        model = copy.copy(model)  # of the same weights
+        compile_model(model)
     S, V, device = config.input_len, config.vocab_size, model.embedding.weight.device
     batch = Batch(torch.randint(V, (B, S), device=device), None, torch.zeros(B, T, dtype=torch.long, device=device))
-    noise, ar = Noise(0, "decode", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
-    weights, backbone = size_of(model), size_of(model) - size_of(model.embedding)  # encode() reads the backbone
+    noise, ar = Noise(0, "generate", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
     passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
-    found = {"AR": (lambda: list(ar.decode(model, batch, noise)), passed(S, T), T * weights + backbone)}
+    found = {"AR": (lambda: list(ar.generate(model, batch, noise)), passed(S, T))}
     work = passed(T * S + T * (T - 1) / 2, T)
     if work < 1e12 and not compiled:  # else it takes minutes
-        found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work, T * (weights + backbone))
+        found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work)
     for n, samples, attention in several:
         anew = attention == "full"
         name = f"{n} steps" + f" x {samples} samples" * (samples > 1) + ", inputs anew" * anew
-        decode = partial(Uniform(V, inputs_attention=attention).decode, model, batch, noise, n_steps=n, n_samples=samples)
-        found[name] = (lambda decode=decode: list(decode()), passed(S * n if anew else S, n * samples * T),
-                       n * weights + (0 if anew else backbone))
+        generate = partial(Uniform(V, inputs_attention=attention).generate, model, batch, noise, n_steps=n, n_samples=samples)
+        found[name] = (lambda generate=generate: list(generate()), passed(S * n if anew else S, n * samples * T))
     return found
 
 
-def bench_decoding(config, device, peaks, bytes_per_second):
+def bench_decoding(config, device):
     """Yield rows: AR with and without its cache, and diffusion, at every length and batch size."""
     allow_tf32(False, device)
     numbers = lambda text: [int(n) for n in text.split(",")]
@@ -282,50 +213,48 @@ def bench_decoding(config, device, peaks, bytes_per_second):
             ways = {(name, compiled): way for compiled in (False, True)[:1 + config.compiled]
                     for name, way in decoders(config, model, B, T, several, compiled).items()}
             times = take_turns({key: function for key, (function, *_) in ways.items()}, config.rounds, device)
-            for (name, compiled), (_, work, read) in ways.items():
+            for (name, compiled), (_, work) in ways.items():
                 seconds = times[name, compiled]
                 middle, low, high = ratio(times["AR", compiled], seconds)
                 yield dict(what=name, dtype=dtype, compiled=compiled, batch=B, length=T, seconds=median(seconds), faster=middle,
-                           low=low, high=high, flops=work, bytes=read, floor=max(work / peaks[dtype], read / bytes_per_second))
+                           low=low, high=high, flops=work)
 
 
 # ---- the tables ----
 
 TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
-            f"{'FLOPs':>7s}{'MFU':>6s}{'MB':>8s}")
+            f"{'FLOPs':>7s}{'TFLOP/s':>9s}{'MB':>8s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
-            f"{'GFLOP':>9s}{'MB':>9s}{'floor ms':>10s}")
+            f"{'GFLOP':>9s}")
 
 
 def training_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{1e3 * r['seconds']:9.1f}"
             f"{r['tokens_per_second']:10,.0f}{r['ratio']:13.2f}{r['low']:8.2f}{r['high']:6.2f}{r['ar']:7.2f}"
-            f"{r['arithmetic']:7.2f}{100 * r['mfu']:5.0f}%{r['memory'] / 1e6:8.0f}")
+            f"{r['arithmetic']:7.2f}{r['flops_per_second'] / 1e12:9.3g}{r['memory'] / 1e6:8.0f}")
 
 
 def decoding_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{r['batch']:6d}{r['length']:7d}"
-            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}"
-            f"{r['bytes'] / 1e6:9.1f}{1e3 * r['floor']:10.2f}")
+            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}")
 
 
 def show(title, heading, line, rows):
     """Print a table while its rows are measured; return them."""
     print(f"\n{title}\n{heading}", flush=True)
-    shown = []
-    for row in rows:
-        print(line(row), flush=True)
-        shown.append(row)
-    return shown
+    return [print(line(row), flush=True) or row for row in rows]
 
 
-def begin(config):
-    """Check the flags of a Setup; return the device, with the compiler told how many shapes are to come. Raises UserError."""
+def checked(config):
+    """Return the device, with the compiler told how many shapes are to come. Raises UserError for a wrong flag."""
     device = pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
     for name in ("input_len", "target_len", "batch_size", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    for name in ("lengths", "n_steps", "decode_batch"):
+        check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
+              f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
     for dtype in config.dtypes.split(","):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
@@ -334,41 +263,35 @@ def begin(config):
         fault = compiler_fault(device)
         check(not fault, f"--compiled: torch.compile does not work here ({fault})")
         torch._dynamo.config.recompile_limit = 100  # all models share their code, so each counts as a recompilation
-    if config.out:
-        try:  # found out now, not after minutes
-            Path(config.out).touch()
-            Path(config.out).unlink()
-        except OSError as error:
-            raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
     return device
 
 
-def finish(config, **found):
-    """Write what was found, with what it takes to find it again, where --out says so."""
-    if config.out:
-        facts = dict(config=asdict(config), torch=torch.__version__) | found
-        Path(config.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+def save(config, **found):
+    """Write what was found, with what it takes to find it again, where --out says so. Raises UserError."""
+    try:
+        if config.out:
+            facts = dict(config=asdict(config), torch=torch.__version__) | found
+            Path(config.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
 
 
 @out_of_memory("--batch_size", "--lengths")
 def main(argv=None):
     config = parse(Config, argv)
-    for name in ("lengths", "n_steps", "decode_batch"):
-        check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
-              f"--{name}={getattr(config, name)} must be whole numbers above 0 with commas between them")
-    device = begin(config)
-    peaks, bandwidth, name = peaks_of(config, device, tf32=False), copy_rate(device), name_of(device)
+    device = checked(config)
+    name = name_of(device)
     with torch.device("meta"):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
-    print(f"{name}, torch {torch.__version__}, " + ", ".join(f"{dtype} {p / 1e12:.3g} TFLOP/s" for dtype, p in peaks.items())
-          + f", memory {bandwidth / 1e9:.3g} GB/s; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
-    facts = dict(device=name, n_params=n_params, peaks=peaks, bytes_per_second=bandwidth)
+    facts = dict(device=name, n_params=n_params)
+    save(config, **facts)  # a file that cannot be written is found out now, not after minutes
+    print(f"{name}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
                              TRAINING, training_line, bench_training(config, device))
-    finish(config, **facts)  # decoding takes longer: what is known is kept
-    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs; FLOPs, bytes and floor are those of the weights",
-                             DECODING, decoding_line, bench_decoding(config, device, peaks, bandwidth))
-    finish(config, **facts)
+    save(config, **facts)  # decoding takes longer: what is known is kept
+    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", DECODING, decoding_line,
+                             bench_decoding(config, device))
+    save(config, **facts)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,15 @@ r"""What diffusion can do by construction and AR cannot: fill gaps between fixed
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python sample.py out/ar2diff_code --draft="def f(data):\n    return data" --noise=0.3
 
-The text around the gaps is `frozen` in decode() (diffusion.py): the model sees it at every step and never changes it. A canvas
-has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by bound() is kept.
-A space before a gap belongs to the gap, as tokens bring the space before their word along.
+The text around the gaps is `frozen` in generate() (diffusion.py): the model sees it at every step and never changes it. A
+canvas has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by the bound of
+likelihood.py is kept. A space before a gap belongs to the gap, as tokens bring the space before their word along.
 """
 import itertools
 
 import torch
 
-from config import check
+from engine.cli import check
 
 GAP = "___"
 MAX_ROWS = 64  # choices of gap lengths that are decoded together
@@ -61,8 +61,9 @@ def infill(writer, batch, noise, template, gap_len):
     repeat = lambda x: None if x is None else x.repeat(R, *[1] * (x.dim() - 1))
     batch = type(batch)(repeat(batch.inputs), repeat(batch.pad_mask), targets).to(device)
     drafts = writer.drafts(batch, noise.split(R), frozen=frozen.to(device))
-    nats = writer.bound(batch._replace(targets=drafts[-1]), noise.split(R), n_draws=16)
-    best = int(nats.argmin())
+    best = 0
+    if R > 1:
+        best = int(writer.bound(batch._replace(targets=drafts[-1]), noise.split(R), n_draws=16).argmin())
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 
     def text(ids):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from checkpoint import build_model, load_checkpoint, process_of
-from config import check
+from engine.cli import check
+from pretrained.loading import build_model, load_checkpoint, process_of
 
 
 class EncodedOnce:
@@ -44,8 +44,8 @@ class Speculative:
     name = "speculative"
 
     @torch.no_grad()
-    def decode(self, model, batch, noise, n_steps=1, n_samples=1):
-        """Yield drafts (B, T), one per evaluation of either network; the last is what greedy AR decoding writes.
+    def generate(self, model, batch, noise, n_steps=1, n_samples=1):
+        """Yield drafts (B, T): the empty canvas, then one per evaluation of either network; the last is greedy AR's text.
 
         n_steps: of the drafter, in every round. n_samples: drafted in parallel, the best by the drafter's score is verified.
         """
@@ -53,11 +53,12 @@ class Speculative:
         drafter, T = EncodedOnce(self.drafter), batch.targets.size(1)
         place, settled = torch.arange(T, device=batch.targets.device), torch.zeros_like(batch.targets[:, :1])  # (T,), (B, 1)
         text = torch.full_like(batch.targets, self.ar.pad)                               # (B, T)
+        yield text
         while (settled < T).any():
             options = dict(n_steps=n_steps, n_samples=n_samples, temperature=0.0, frozen=place < settled)
-            for draft in self.process.decode(drafter, batch._replace(targets=text), noise, **options):
-                yield draft
-            draft = torch.where(place < settled, text, draft)  # were a MASK settled, masked diffusion would fill it
+            _, *drafts = self.process.generate(drafter, batch._replace(targets=text), noise, **options)  # after the noise
+            yield from drafts
+            draft = torch.where(place < settled, text, drafts[-1])  # were a MASK settled, masked diffusion would fill it
             greedy = model.decode(self.ar.feed(draft), context, "causal").argmax(-1)     # (B, T)
             agreed = (draft == greedy).cumprod(1).sum(1, keepdim=True)                   # (B, 1)
             text = torch.where(place <= agreed, greedy, self.ar.pad)                     # at place `agreed`, AR's own token

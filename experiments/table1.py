@@ -1,7 +1,7 @@
 """The paper's Table 1 in small (arXiv 2401.17181): architecture x pretraining objective, all of it diffusion, on three tasks.
 
-    python results/table1.py --allow_code_execution                                  # code tasks run the models' programs
-    python results/table1.py --tasks=multi30k,squad --text=books --steps=2000        # prepared as in real_data.sh
+    python experiments/table1.py --allow_code_execution                                  # code tasks run the models' programs
+    python experiments/table1.py --tasks=multi30k,squad --text=books --steps=2000        # prepared as in real_data.sh
 
 Every cell sees the same rows of 64 tokens of text, as diffusion from the start; then each task. An encoder-decoder has --size's
 layers in either stack, as in the paper, so more parameters than a decoder (7/3 of its blocks'). Writes OUT/table.txt.
@@ -11,15 +11,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from common import prepared_task, prepared_text
-
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
 import train_diff
-from checkpoint import build_model, load_checkpoint
-from config import check, parse, run
 from data.objectives import span_lengths
+from engine.cli import check, parse, run
+from experiments.common import prepared_task, prepared_text
 from model import ARCHITECTURES
+from pretrained.loading import build_model, load_checkpoint
 
 ROW = 64  # tokens of text in a row
 SPAN = span_lengths(ROW)
@@ -35,7 +35,7 @@ class Config:
     n_examples: int = 100  # test examples
     size: str = "4x96x3"
     seed: int = 0
-    allow_code_execution: bool = False  # run the programs that the models write: see the warning in sandbox.py
+    allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
     out: str = "out/table1"
 
 

@@ -7,7 +7,7 @@ same noise, resuming is exact, and a sample does not change with the batch it is
 import numpy as np
 import torch
 
-STREAMS = {"train": 0, "valid": 1, "decode": 2, "order": 3}
+STREAMS = {"train": 0, "valid": 1, "generate": 2, "order": 3}
 
 
 class Noise:
@@ -26,11 +26,6 @@ class Noise:
                           for sample in range(n)]
         child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
         return child
-
-    @property
-    def train_step(self):
-        """The optimizer step that this noise is for, or None outside of training."""
-        return self.counters[0][3] if self.key[1] == STREAMS["train"] else None
 
     def uniform(self, *shape):
         """Return float64 numbers in [0, 1), (B, *shape)."""

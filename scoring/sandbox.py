@@ -26,7 +26,7 @@ import threading
 import time
 from typing import NamedTuple
 
-from config import check
+from engine.cli import check
 
 
 class Result(NamedTuple):

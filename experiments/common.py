@@ -1,11 +1,7 @@
 """What the scripts of this folder share: data that is prepared where it is missing."""
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from config import check
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
+from engine.cli import check
 
 
 def prepared_task(task, allow_code_execution):
@@ -15,7 +11,7 @@ def prepared_task(task, allow_code_execution):
     path, meta = read_meta(task)
     check(meta["kind"] == "task", f"{path} holds text, not a task")
     check(meta.get("metric") != "code" or allow_code_execution,
-          f"{task}: scoring it means running programs that a model wrote; read the top of sandbox.py, then say "
+          f"{task}: scoring it means running programs that a model wrote; read the top of scoring/sandbox.py, then say "
           f"--allow_code_execution")
     return meta.get("input_len", 64), meta.get("target_len", 64)
 

@@ -14,7 +14,7 @@ import re
 import statistics
 import string
 
-from config import UserError, check
+from engine.cli import UserError, check
 
 
 def standard_error(values):

@@ -21,14 +21,6 @@ bits shakespeare 4x128x4 2e-3 4000 256 32 ar absorbing uniform gaussian
 bits shakespeare 4x128x4 2e-3 1000 256 32 ar absorbing uniform
 for steps in 8000 16000; do bits shakespeare 4x128x4 2e-3 $steps 256 32 ar absorbing; done
 bits shakespeare 4x256x4 1e-3 4000 256 32 ar absorbing
-run results/orders.py "$OUT/absorbing_shakespeare_4x128x4_16000"
-
-# The same on texts whose entropy is known: Markov chains with the statistics of that text.
-for order in 1 2 3; do
-    run results/markov.py "$TEXT" --order=$order --out="$OUT/order$order.txt"
-    run data/prepare.py text --sources="$OUT/order$order.txt" --tokenizer=bytes --out=data/prepared/order$order
-    bits order$order 4x128x4 2e-3 4000 1024 8 ar absorbing uniform
-done
 
 # Tasks: each process from the same AR model (200 steps on mostly Python text, as in demo.py) and from random weights; then every
 # decoder in 1 to 32 steps, of uniform from AR weights and of the others from scratch, which is what was better on code.
@@ -48,4 +40,4 @@ for task in code translate qa; do
         models="$models,$model"
     done
 done
-run results/decoders.py --allow_code_execution --models="${models#,}" --out="$OUT/decoders"
+run experiments/decoders.py --allow_code_execution --models="${models#,}" --out="$OUT/decoders"

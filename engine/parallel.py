@@ -6,26 +6,27 @@ run may go on with another number of ranks, with or without --fsdp.
 """
 import warnings
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 import torch.nn as nn
+from torch.utils.checkpoint import checkpoint
 
 
-class Objective(nn.Module):
+class LossModule(nn.Module):
     """The model in a module whose forward() is the loss of a process: what is copied or sharded, and hooked, as a whole."""
 
-    def __init__(self, model):
+    def __init__(self, model, nats):
         super().__init__()
-        self.model = model
+        self.model, self.nats = model, nats
 
     def forward(self, process, batch, noise):
-        return process.loss(self.model, batch, noise)
+        return process.loss(self.model, batch, noise, self.nats)
 
 
-def compile_model(model, process=None, blockwise=False, dynamic=None):
+def compile_model(model, blockwise=False, dynamic=None):
     """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them.
 
-    process: the one to train it by, whose cross-entropy is compiled too.
     dynamic: whether shapes may change, as torch.compile has it: None for a second compilation where they do.
     """
     if blockwise:
@@ -34,25 +35,29 @@ def compile_model(model, process=None, blockwise=False, dynamic=None):
     else:
         for name in ("encode", "states", "logits"):
             setattr(model, name, torch.compile(getattr(model, name), dynamic=dynamic))
-    if process is not None:
-        process.cross_entropy = torch.compile(process.cross_entropy, dynamic=dynamic)
 
 
-def spread(objective, fsdp, world, device, dtype):
-    """Return the objective as this rank holds it: alone, as one of `world` equal copies, or its share of every tensor.
+def recompute_blocks(model):
+    """Let activations inside a block be computed again for the backward pass, not kept (arXiv 1604.06174)."""
+    for block in (*(model.encoder or ()), *model.blocks):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def spread(loss_module, fsdp, world, device, dtype):
+    """Return the LossModule as this rank holds it: alone, as one of `world` equal copies, or its share of every tensor.
 
     A block's weights are gathered when it is run, and let go behind it; so a rank needs room for its share and for one block.
     dtype: that of the matrix products. On a GPU blocks are gathered in it: what autocast made of them would stay for the
     backward pass. On a CPU they stay float32, which LayerNorm (gpt2.py) needs there.
     """
     if world == 1:
-        return objective
+        return loss_module
     if not fsdp:
-        return nn.parallel.DistributedDataParallel(objective, device_ids=[device.index] if device.type == "cuda" else None)
+        return nn.parallel.DistributedDataParallel(loss_module, device_ids=[device.index] if device.type == "cuda" else None)
     from torch.distributed.device_mesh import init_device_mesh  # half a second that other runs need not wait
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no block's output is changed in place
-    mesh, model = init_device_mesh(device.type, (world,)), objective.model
+    mesh, model = init_device_mesh(device.type, (world,)), loss_module.model
     gathered = None if device.type == "cpu" else dtype
     policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks if model.encoder else ():  # its keys_values() is called from outside of the block
@@ -60,13 +65,13 @@ def spread(objective, fsdp, world, device, dtype):
         register_fsdp_forward_method(block.cross, "keys_values")
     for block in (*(model.encoder or ()), *model.blocks):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    return fully_shard(objective, mesh=mesh)  # the embedding and whatever else is in no block
+    return fully_shard(loss_module, mesh=mesh)  # the embedding and whatever else is in no block
 
 
-def synchronised(objective, last):
+def synchronised(loss_module, last):
     """Return a context for the forward and backward pass of a micro-batch: copies add up their gradients in the last one."""
-    is_copy = isinstance(objective, nn.parallel.DistributedDataParallel)
-    return objective.no_sync() if is_copy and not last else nullcontext()
+    is_copy = isinstance(loss_module, nn.parallel.DistributedDataParallel)
+    return loss_module.no_sync() if is_copy and not last else nullcontext()
 
 
 def is_shard(x):

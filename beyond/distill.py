@@ -12,11 +12,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import check
 from data.dataset import pad_rows, read_meta
 from data.folder import draft_of
 from data.tasks import read_jsonl
-from noise import Noise
+from engine.cli import check
+from engine.noise import Noise
 
 
 def write_answers(config, writer):
@@ -40,7 +40,7 @@ def write_answers(config, writer):
             for first in tqdm(range(0, len(fitting), batch_size), desc="answers", leave=False, disable=None):
                 rows = fitting[first:first + batch_size]
                 batch = pad_rows([(encoded[i], []) for i in rows], tokenizer, writer.input_len, writer.target_len)
-                answers = writer.drafts(batch, Noise(config.seed, "decode", 0, rows))[-1].tolist()
+                answers = writer.drafts(batch, Noise(config.seed, "generate", 0, rows))[-1].tolist()
                 for i, ids in zip(rows, answers):
                     pair = {"input": inputs[i], "target": tokenizer.decode(ids)}
                     n_tokens = len(tokenizer.encode(pair["target"]))  # perhaps other tokens than those that were drawn

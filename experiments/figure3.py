@@ -1,20 +1,21 @@
 """The paper's Figure 3, seconds per example against length for every way of decoding, as a table and a plot.
 
-    python bench.py --lengths=32,64,128,256,512 --n_steps=5,10,20 --out=bench.json
-    python results/figure3.py bench.json --out=figure3.png        # the plot needs matplotlib
+    python experiments/bench.py --lengths=32,64,128,256,512 --n_steps=5,10,20 --out=bench.json
+    python experiments/figure3.py bench.json --out=figure3.png
 """
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules of its own folder
-from config import UserError, check, parse, run
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from engine.cli import UserError, check, parse, run
 
 
 @dataclass
 class Config:
-    path: str  # positional: the JSON file that bench.py --out wrote
+    path: str  # positional: the JSON file that experiments/bench.py --out wrote
     batch: int = 1  # inputs decoded at once, one of bench.py's --decode_batch
     dtype: str | None = None  # one of bench.py's --dtypes; default: the first in the file
     out: str = "figure3.png"
@@ -30,17 +31,12 @@ def read(path):
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what bench.py --out=FILE.json writes, or has no decoding in it") from error
+        raise UserError(f"{path} is not what experiments/bench.py --out=FILE.json writes, or has no decoding in it") from error
     return found
 
 
 def plot(ways, title, path):
-    try:
-        import matplotlib
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UserError("no plot: pip install matplotlib") from error
+    import matplotlib.pyplot as plt  # here: a second that a mistake in the flags need not wait
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
     for name, way in ways.items():
         axis.plot(*zip(*sorted(way.items())), label=name, marker="o", linestyle="--" if name.startswith("AR") else "-")

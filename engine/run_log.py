@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from config import UserError
+from engine.cli import UserError
 
 N_LEVELS = 5  # noise levels in the log: t in [0, 0.2), [0.2, 0.4), ...
 

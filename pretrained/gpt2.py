@@ -1,7 +1,7 @@
 """The gpt2 flavour of the Transformer, so that AR2Diff can start from the published GPT-2 weights; and the way back.
 
     python train_diff.py --init_from=gpt2 ...      # or gpt2-medium, gpt2-large, gpt2-xl, or a folder with model.safetensors
-    python gpt2.py out/ar FOLDER                   # AR checkpoint of this flavour -> model.safetensors, config.json
+    python pretrained/gpt2.py out/ar FOLDER                   # AR checkpoint of this flavour -> model.safetensors, config.json
 
 GPT-2 (Radford et al. 2019) as published: learned positions, LayerNorm with bias, GELU, biases, no QK-norm, logits unscaled.
 Its positions are absolute. A row's first token that is no padding stands at 0, and targets go on behind the inputs, so a text
@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,11 +19,14 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autoregressive import Autoregressive
-from config import UserError, check, parse, run
 from data import originals
 from data.tokenizer import load_tokenizer
-from model import Transformer, joined, rms_norm
+from engine.checkpoint import read_checkpoint
+from engine.cli import UserError, check, parse, run
+from model import Transformer, rms_norm
 
 WEIGHTS = "model.safetensors"
 # Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors. The sums are those that several public
@@ -57,7 +61,8 @@ class GPT2Block(nn.Module):
         """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.n_head, self.head_dim))  # (B, T, 3, H, D)
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))                             # 3 x (B, H, T, D)
-        k, v = joined(past, k, v)                                                        # (B, H, L, D)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         x = x + self.dropout(self.attention_out(a.transpose(1, 2).flatten(2)))           # (B, T, C)
         h = F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh")                    # (B, T, 4C)
@@ -79,35 +84,25 @@ class GPT2(Transformer):
     def init_weights(self):
         """Leave them as they are: this flavour exists to start from weights that are there already."""
 
-    def place(self, x, start, pad_mask):
+    def add_positions(self, x, start, pad_mask):
         """Return x (B, T, C), which begins at column `start` of the canvas, with positions added. UserError beyond the last."""
-        if isinstance(start, int):  # in a cache it is a tensor, and make_room() has looked
-            self.check_columns(start + x.size(1))
-        columns = start + torch.arange(x.size(1), device=x.device)                       # (T,)
+        n_positions, end = self.shape["n_positions"], start + x.size(1)
+        check(end <= n_positions, f"{end} columns of inputs and targets, but this model has {n_positions} positions")
+        columns = torch.arange(start, end, device=x.device)                              # (T,)
         if pad_mask is not None:  # clamp: what stands at padded columns is seen by nobody
             columns = (columns - pad_mask.sum(dim=1, keepdim=True)).clamp(min=0)         # (B, T)
         return self.dropout(x + self.positions(columns))                                 # (B, T, C)
 
-    def check_columns(self, n):
-        n_positions = self.shape["n_positions"]
-        check(n <= n_positions, f"{n} columns of inputs and targets, but this model has {n_positions} positions")
-
-    def make_room(self, context, y):
-        super().make_room(context, y)
-        self.check_columns(context.n_inputs + context.n_targets + y.size(1))
-
     def embed(self, inputs, pad_mask):
-        return self.place(self.embedding(inputs), 0, pad_mask)
+        return self.add_positions(self.embedding(inputs), 0, pad_mask)
 
-    def embed_targets(self, y, context, start=0):
+    def embed_targets(self, y, context):
         if y.is_floating_point():  # vectors come at the scale of token rows, or they would drown the positions
             x = rms_norm(y) * self.embedding.weight.detach().square().mean().sqrt()
         else:
             x = self.embedding(y)                                                        # (B, T, C)
-        if context.place is not None:
-            return self.place(x, context.place, context.pad_mask)
         n_inputs = 0 if context.inputs is None else context.inputs.size(1)  # full: they are in the same pass
-        return self.place(x, n_inputs if context.keys[0] is None else context.keys[0].size(2), context.pad_mask)
+        return self.add_positions(x, n_inputs if context.keys[0] is None else context.keys[0].size(2), context.pad_mask)
 
     def rotary(self, start, n):
         return None
@@ -258,9 +253,11 @@ class Config:
 
 
 def main(argv=None):
-    from checkpoint import load_checkpoint  # here: checkpoint.py imports this file
     config = parse(Config, argv)
-    checkpoint = load_checkpoint(config.source)
+    source = Path(config.source)
+    file = source / "ckpt.pt" if source.is_dir() else source
+    check(file.is_file() and file.suffix == ".pt", f"no checkpoint at {file}; give the .pt file or the out_dir of a run")
+    checkpoint = read_checkpoint(file)
     export(checkpoint, config.folder)
     print(f"wrote {config.folder}: {WEIGHTS} and config.json; its tokenizer is {checkpoint['tokenizer']['name']!r}")
 

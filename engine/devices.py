@@ -1,0 +1,86 @@
+"""Which device, which ranks, which dtype, whether to compile: what the flags say, checked against what the machine has."""
+import os
+import sys
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from engine.cli import UserError, check, one_of
+
+
+def pick_device(name):
+    """Return the torch.device for auto, cpu, cuda or mps. Raises UserError for one that this machine lacks."""
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    one_of("device", name, ["auto", *available])
+    if name == "auto":
+        name = next(device for device in ("cuda", "mps", "cpu") if available[device])
+    check(available[name], f"--device={name}: this machine has none, or this torch was built without it; --device=auto chooses")
+    return torch.device(name)
+
+
+def start_ranks(device, batch_size, micro_batch_size, fsdp):
+    """Return (rank, world, device), joining the process group when started by torchrun. Raises UserError."""
+    world, device = int(os.environ.get("WORLD_SIZE", 1)), pick_device(device)
+    check(batch_size % world == 0, f"--batch_size={batch_size} is not divisible by {world} ranks")
+    micro = min(micro_batch_size, batch_size // world)
+    check(batch_size // world % micro == 0, f"--batch_size={batch_size} over {world} rank(s) is not divisible by "
+                                            f"--micro_batch_size={micro}")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        local_rank, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+        check(local_rank < n_gpus, f"rank {local_rank} has no GPU of its own: torchrun --nproc_per_node={n_gpus} at most")
+        device = torch.device("cuda", local_rank)
+        torch.cuda.set_device(device)
+    if world == 1:
+        check(not fsdp, "--fsdp shares a model among several ranks; start them with torchrun --nproc_per_node=N")
+        return 0, 1, device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return dist.get_rank(), world, device
+
+
+def choose_dtype(name, device, width):
+    """Return the dtype of the matrix products: the one named; for auto bfloat16 where it is faster, else float32.
+
+    Faster: on GPUs that have it; on CPUs with such products from width 192 on (by a fifth to a third there, by a third to a
+    half at 384). Raises UserError.
+    """
+    one_of("dtype", name, ("auto", "float32", "bfloat16"))
+    has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    check(name != "bfloat16" or has_bf16, "--dtype=bfloat16: this GPU has none; --dtype=float32, or auto")
+    cpu = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of PyTorch do not tell
+    faster = {"cuda": has_bf16, "cpu": width >= 192 and (cpu.get("avx512_bf16") or cpu.get("amx_bf16"))}
+    bf16 = name == "bfloat16" or (name == "auto" and faster.get(device.type))
+    return torch.bfloat16 if bf16 else torch.float32
+
+
+def compiler_fault(device):
+    """Return why torch.compile does not work here, None if it does."""
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def choose_compile(choice, device):
+    """Return whether to use torch.compile: for auto on CUDA where its compiler works. Raises UserError."""
+    one_of("compile", choice, ("auto", "yes", "no"))
+    if choice == "no" or (choice == "auto" and device.type != "cuda"):
+        return False
+    fault = compiler_fault(device)
+    check(not fault or choice == "auto", f"--compile=yes does not work here ({fault}); --compile=no, or auto")
+    if fault and int(os.environ.get("RANK", 0)) == 0:
+        print(f"torch.compile does not work here ({fault}): going on without", file=sys.stderr)
+    return not fault
+
+
+@contextmanager
+def out_of_memory(*flags):
+    """Turn a lack of memory into a UserError that names the flags to lower."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:  # PyTorch has many ways to say it, most of them RuntimeErrors
+        words = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(word in str(error) for word in words):
+            raise
+        raise UserError(f"out of memory; lower {' or '.join(flags)}") from error
