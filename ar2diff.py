@@ -4,9 +4,9 @@
     python ar2diff.py gpt2 out/gpt2_ar2diff0
 
 Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is
-the process the checkpoint names: targets are fed noised instead of shifted, and attend in both directions. Every id that
-either process needs (EOS, PAD, MASK, sentinels) was reserved before AR pretraining, so the embedding fits as it is.
-(--process=gaussian is the exception: it needs vectors that no AR model has. The report names each tensor copied or new.)
+the process that the checkpoint names: targets are fed noised instead of shifted, and see both sides; so do inputs, of each
+other, unless --inputs_attention=causal. Every id that either process needs (EOS, PAD, MASK, sentinels) was reserved before AR
+pretraining, so the embedding fits as it is. (--process=gaussian is the exception: it needs vectors that no AR model has.)
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from model import INPUTS_ATTENTION
 from pretrained.loading import build_model, find_checkpoint, load_checkpoint, model_of, tokenizer_of
 
 
-@torch.random.fork_rng(devices=[])  # whatever is drawn here, the caller's generator is left alone
+@torch.random.fork_rng(devices=[])  # models that are built here draw weights: the caller's generator is left alone
 def transfer(checkpoint, process, seed=0):
     """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
 
@@ -28,23 +28,26 @@ def transfer(checkpoint, process, seed=0):
     needs beside the AR weights, drawn from `seed`; other processes need none. Raises UserError if `checkpoint` is not
     autoregressive, lacks a tensor or has one too many, or if its logits under the causal pattern are not bit-identical.
     """
-    name = checkpoint["process"]["name"]
-    check(name == "ar", f"this is a {name!r} checkpoint; only autoregressive ones are converted")
+    source = checkpoint["process"]["name"]
+    check(source == "ar", f"this is a {source!r} checkpoint; only autoregressive ones are converted")
     check(checkpoint["shape"]["architecture"] == "decoder-only" or process.inputs_attention != "full",
           "--inputs_attention=full: in an encoder-decoder inputs never see targets")
-    vector_width = describe(process).get("vector_width", 0)
-    shape, model = checkpoint["shape"] | {"vector_width": vector_width}, dict(checkpoint["model"])
-    if vector_width:
-        torch.default_generator.manual_seed(seed)
-        model = {f"noisy.{k}": v for k, v in model_of(shape).noisy.state_dict().items()} | model
+    shape = checkpoint["shape"] | {"vector_width": describe(process).get("vector_width", 0)}
+    weights = new_vectors(shape, seed) | checkpoint["model"]
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
-    converted = {k: v for k, v in checkpoint.items() if k not in dropped}
-    converted |= {"model": model, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}
-    before, after = causal_logits(checkpoint), causal_logits(converted)
-    check(torch.equal(before, after), "the logits under the causal pattern changed: the weights were not carried over exactly")
+    converted = {key: value for key, value in checkpoint.items() if key not in dropped}
+    converted |= {"model": weights, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}
+    check(torch.equal(causal_logits(checkpoint), causal_logits(converted)),
+          "the logits under the causal pattern changed: the weights were not carried over exactly")
     report = [(name, tuple(tensor.shape), tensor.numel(), "copied" if name in checkpoint["model"] else "new")
-              for name, tensor in model.items()]
+              for name, tensor in weights.items()]
     return converted, report
+
+
+def new_vectors(shape, seed):
+    """Return {name: tensor} of what embedding diffusion needs beside the AR weights; nothing for other processes."""
+    torch.default_generator.manual_seed(seed)
+    return {f"noisy.{name}": x for name, x in model_of(shape).noisy.state_dict().items()} if shape["vector_width"] else {}
 
 
 @torch.no_grad()
@@ -57,7 +60,7 @@ def causal_logits(checkpoint):
 
 @dataclass
 class Config:
-    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or GPT-2's weights (gpt2, or a folder: gpt2.py)
+    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or GPT-2's weights (gpt2, or a folder)
     target: str  # the diffusion checkpoint to write
     process: str = "uniform"  # uniform (the paper), absorbing or gaussian
     inputs_attention: str = "bidirectional"  # causal, bidirectional or full

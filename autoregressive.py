@@ -1,6 +1,7 @@
 """The autoregressive factorisation: p(x0 | inputs) = product over i of p(x0_i | x0_<i, inputs). Loss and decoding.
 
-Same interface as the processes of diffusion.py: loss(model, batch, noise) and generate(model, batch, noise, ...).
+Same interface as the processes of diffusion.py: loss(model, batch, rng) and generate(model, batch, rng, ...), where rng is a
+source of random numbers, one stream for each sequence (engine/noise.py). The loss of an AR model draws none.
 """
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 class Losses(NamedTuple):
     total: torch.Tensor  # scalar, to be differentiated
-    per_sequence: torch.Tensor  # (B,) cross-entropy of the first pass, nats per target token, for the log
+    per_sequence: torch.Tensor  # (B,) nats per target token, for the log; of two passes the first
     t: torch.Tensor | None  # (B,) noise level; None for an AR model
 
 
@@ -33,22 +34,22 @@ class Autoregressive:
         """Return [start, x0[:-1]]: slot i reads the token before the one it predicts."""
         return F.pad(x0[:, :-1], (1, 0), value=self.start)
 
-    def loss(self, model, batch, noise, nats=cross_entropy):
-        """Cross-entropy over all B * T target positions, PAD after EOS included (so a micro-batch mean is a batch mean).
+    def loss(self, model, batch, rng, token_loss=cross_entropy):
+        """Cross-entropy over all B * T target positions, PAD after EOS included: the mean over micro-batches is that over all.
 
-        nats: another form of cross_entropy(), say a compiled one.
+        token_loss: cross_entropy(), or what stands in for it: compiled, or softened by a teacher (beyond/guide.py).
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         logits = model.decode(self.feed(batch.targets), context, "causal")               # (B, T, V)
-        per_sequence = nats(logits, batch.targets).mean(dim=1)                           # (B,)
+        per_sequence = token_loss(logits, batch.targets).mean(dim=1)                           # (B,)
         return Losses(per_sequence.mean(), per_sequence.detach(), None)
 
     @torch.no_grad()
-    def generate(self, model, batch, noise, temperature=0.0, top_k=0, n_samples=1, prefix=None):
+    def generate(self, model, batch, rng, temperature=0.0, top_k=0, n_samples=1, prefix=None):
         """Yield drafts (B, T), PAD to the right: the empty canvas, then one token more each, until every row reached EOS.
 
         T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps all tokens.
-        Of n_samples drawn in parallel for each input the likeliest is kept, as in diffusion.py. prefix (B, P): targets that
+        Of N = n_samples drawn in parallel for each input the likeliest is kept, as in diffusion.py. prefix (B, P): targets that
         are given already, what a model without inputs (S = 0) continues.
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
@@ -56,17 +57,18 @@ class Autoregressive:
         if prefix is not None:
             model.decode(self.feed(prefix), context, "causal", extend=True)
             token = prefix[:, -1:]
-        context, noise, token = context.repeat(n_samples), noise.split(n_samples), token.repeat_interleave(n_samples, dim=0)
+        context, rng = context.repeat(n_samples), rng.split(n_samples)
+        token = token.repeat_interleave(n_samples, dim=0)                                # (B N, 1)
         drafts = [torch.full_like(batch.targets, self.pad).repeat_interleave(n_samples, dim=0)]
         score = torch.zeros(len(token), device=token.device)
         done = torch.zeros_like(token[:, 0], dtype=torch.bool)
         for i in range(batch.targets.size(1)):
-            logits = model.decode(token, context, "causal", extend=True)                 # (B, 1, V)
+            logits = model.decode(token, context, "causal", extend=True)                 # (B N, 1, V)
             allowed = logits
             if top_k:
                 kth = logits.topk(min(top_k, logits.size(-1))).values[..., -1:]
                 allowed = logits.masked_fill(logits < kth, -torch.inf)
-            token = noise.categorical(allowed, temperature)                              # (B, 1)
+            token = rng.categorical(allowed, temperature)                                # (B N, 1)
             token = torch.where(done[:, None], self.pad, token)
             if n_samples > 1:  # else there is nothing to choose from
                 score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
@@ -79,7 +81,7 @@ class Autoregressive:
 
 
 def best_of(drafts, score, n_samples):
-    """Yield each draft (B * n_samples, T) as (B, T): of every input the sample with the lowest score (B * n_samples,)."""
+    """Yield each draft (B N, T) as (B, T): of the N samples of every input the one with the lowest score (B N,)."""
     best = score.view(-1, n_samples).argmin(dim=1)                                       # (B,)
     rows = torch.arange(len(best), device=best.device) * n_samples + best
     for draft in drafts:

@@ -27,7 +27,7 @@ import train_diff
 from data import prepare
 from data.dataset import PREPARED
 from engine.cli import UserError, check, one_of, parse, run
-from experiments.cost import training_flops
+from experiments.common import training_flops
 from pretrained.loading import load_checkpoint
 from start import shape_of
 
@@ -35,7 +35,7 @@ from start import shape_of
 @dataclass
 class Config:
     task: str = "translate"  # translate, code or qa
-    size: str = "4x96x3"  # of every model: LAYERSxWIDTHxHEADS or a name, see model.py
+    size: str = "4x96x3"  # of every model: LAYERSxWIDTHxHEADS or a name, see start.py
     pretrain_steps: int = 200  # on text, AR and diffusion each; AR2Diff_N continues for a tenth of them
     finetune_steps: int = 1200  # on the task, every model
     batch_size: int = 16  # sequences per step: small batches learn these tasks from fewer sequences
@@ -172,9 +172,7 @@ def main(argv=None):
     print("+- is one standard error. Evaluations: of the network, in a row x samples in parallel. TFLOP: of all training.")
     print(f"\n{time.time() - start:.0f} seconds in all. To go on:\n"
           f"  python sample.py {final} --prompt={shlex.quote(prompt)} --show_steps --n_steps=20\n"
-          f"  python eval.py {final} --n_steps=5" + (" --allow_code_execution\n" if task == "code" else "\n") +
-          f"  python train_diff.py --data={task} --init_from={final} --steps=1000 --out_dir=out/longer\n"
-          f"  python train_ar.py -h")
+          f"  python train_diff.py --data={task} --init_from={final} --steps=1000 --out_dir=out/longer")
 
 
 if __name__ == "__main__":

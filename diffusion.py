@@ -5,15 +5,16 @@
     Gaussian   embeddings get normal noise   CDCD (arXiv 2211.15089), Plaid (arXiv 2305.18619)
 
 All three learn x0 by cross-entropy; only forward noise and the way back differ. t in [0, 1] is the noise level: 0 = clean,
-1 = pure noise, alpha_t = 1 - t. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the
-length of the text is learned. All randomness is drawn from `noise` (engine/noise.py). Every process has
-    corrupt(x0, t, noise) -> xt        loss(model, batch, noise) -> Losses        generate(model, batch, noise, ...) -> drafts
+1 = pure noise. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the length of the text
+is learned. Every process has
+    corrupt(x0, t, rng) -> xt        loss(model, batch, rng) -> Losses        generate(model, batch, rng, ...) -> drafts
+where rng is a source of random numbers, one stream for each sequence (engine/noise.py).
 
-generate() is a generator of drafts (B, T): the noise it starts from, one for every evaluation of the network, the last of which
-is the answer. Of n_samples drawn in parallel for each input the one with the best model score is kept. The content of
-batch.targets is not read, but where `frozen` (B, T) is True, and those positions keep it through every draft (infilling), and
-at t_start < 1, which starts from the targets noised to that level (revision). Other decoders: beyond/decoders.py. Bounds of
-the likelihood: beyond/likelihood.py.
+generate() yields drafts (B, T): the noise it starts from, then one for every evaluation of the network; the last is the answer.
+Of N = n_samples drawn in parallel for each input the one with the best model score is kept. Of batch.targets only the width is
+used, with two exceptions: positions where `frozen` (B, T) is True keep their token through every draft (infilling), and
+t_start < 1 starts from the targets noised to that level (revision). Other decoders: beyond/decoders.py. Bounds of the
+likelihood: beyond/likelihood.py.
 """
 from dataclasses import dataclass
 
@@ -26,10 +27,10 @@ from engine.noise import send
 
 
 def denoise(process, model, y, context):
-    """Return logits (B, T, V) of x0 from noised targets y, tokens or vectors. The model is not told t: it sees how noisy y is.
+    """Return logits (B, T, V) of x0 from y, noised targets or a guess of them. The model is not told t: it sees how noisy y is.
 
-    process.shift, AR's start token: logits[:, i] are read where AR read them, from the slot before i; so one slot more is
-    fed, in front (DiffuLLaMA, arXiv 2410.17891). None, as in the paper: from the slot that holds y[:, i].
+    process.shift is None, as in the paper: logits[:, i] are read at the position of y[:, i]. Else it is AR's start token, which
+    is fed in front, and logits[:, i] are read one position earlier, where AR read them (DiffuLLaMA, arXiv 2410.17891).
     """
     if process.shift is None:
         return model.decode(y, context, process.targets_attention)
@@ -38,17 +39,17 @@ def denoise(process, model, y, context):
     return model.decode(torch.cat((start, y), dim=1), context, process.targets_attention)[:, :-1]
 
 
-def begin(process, model, batch, noise, n_samples, frozen):
+def begin(process, model, batch, rng, n_samples, frozen):
     """Return (context, noise, x0, frozen) with n_samples rows per input: what every decoder starts with."""
     context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention).repeat(n_samples)  # once for all steps
-    x0 = batch.targets.repeat_interleave(n_samples, dim=0)                               # (B * n_samples, T)
+    x0 = batch.targets.repeat_interleave(n_samples, dim=0)                               # (B N, T)
     frozen = torch.zeros_like(x0, dtype=torch.bool) if frozen is None else frozen.repeat_interleave(n_samples, dim=0)
-    return context, noise.split(n_samples), x0, frozen
+    return context, rng.split(n_samples), x0, frozen
 
 
-def start_from(process, x0, frozen, t, noise):
-    """Return x0 (B, T) noised to level t but where it is frozen; at t = 1 nothing else is left of it."""
-    return torch.where(frozen, x0, process.corrupt(x0, torch.full((len(x0),), t), noise))
+def start_from(process, x0, frozen, t, rng):
+    """Return x0 (B, T) noised to level t but where it is frozen. At t = 1 no other token of it is left."""
+    return torch.where(frozen, x0, process.corrupt(x0, torch.full((len(x0),), t), rng))
 
 
 @dataclass
@@ -63,44 +64,46 @@ class Uniform:
     name = "uniform"
     decoder = "resample"
 
-    def corrupt(self, x0, t, noise):
-        """Replace each token with probability t (B,) by a random one: q(xt | x0) = (1 - t) [xt = x0] + t / V.
+    def corrupt(self, x0, t, rng):
+        """Replace each token with probability t (B,) by a random one: q(xt | x0) = (1 - t) [xt = x0] + t / n_noise.
 
-        A random token may be the old one, so a share t * (1 - 1/V) changes.
+        A random token may be the old one, so a share t * (1 - 1/n_noise) changes.
         """
-        replaced = noise.uniform(x0.size(1)) < t[:, None]                                # (B, T), in float64, on the CPU
-        random = noise.integers(self.n_noise, x0.size(1))
+        replaced = rng.uniform(x0.size(1)) < t[:, None]                                # (B, T), in float64, on the CPU
+        random = rng.integers(self.n_noise, x0.size(1))
         return torch.where(send(replaced, x0.device), send(random, x0.device), x0)
 
-    def loss(self, model, batch, noise, nats=cross_entropy):
-        """L1 + L2: cross-entropy against x0 from the corrupted text, plus that from the model's own argmax of it.
+    def loss(self, model, batch, rng, token_loss=cross_entropy):
+        """L(1:2) = L1 + L2: the cross-entropy of x0 from the corrupted text, and that from the model's own argmax of it.
 
-        Averaged over all B * T target positions, corrupted or not, PAD included. No gradient flows through the argmax.
+        The second pass trains what decoding does: to read the model's own output, not noised gold text. Averaged over all B * T
+        target positions, corrupted or not, PAD included. No gradient flows through the argmax.
         """
-        t = noise.uniform()                                                              # (B,)
-        xt = self.corrupt(batch.targets, t, noise)                                       # (B, T)
+        t = rng.uniform()                                                              # (B,)
+        xt = self.corrupt(batch.targets, t, rng)                                       # (B, T)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)      # once for both passes
         logits = denoise(self, model, xt, context)                                       # (B, T, V)
-        L1 = nats(logits, batch.targets).mean(dim=1)                                     # (B,)
+        L1 = token_loss(logits, batch.targets).mean(dim=1)                               # (B,)
         t = send(t.float(), L1.device)
         if self.n_unroll == 1:
             return Losses(L1.mean(), L1.detach(), t)
-        x0_hat = noise.categorical(logits.detach(), self.unroll_temperature)             # (B, T), the argmax in the paper
-        L2 = nats(denoise(self, model, x0_hat, context), batch.targets).mean(dim=1)      # (B,)
+        x0_hat = rng.categorical(logits.detach(), self.unroll_temperature)               # (B, T), at temperature 0 the argmax
+        L2 = token_loss(denoise(self, model, x0_hat, context), batch.targets).mean(dim=1)  # (B,)
         return Losses(L1.mean() + L2.mean(), L1.detach(), t)
 
     @torch.no_grad()
-    def generate(self, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
         """Yield drafts (B, T); every step draws all positions anew from the model's prediction of x0.
 
-        Score: cross-entropy between the last step's input and its output logits, which costs no evaluation.
+        Score, as in the paper: cross-entropy between the last step's input and its output logits. It is low where that step
+        left the draft as it was, and costs no evaluation: the last draft itself is not scored.
         """
-        context, noise, x0, frozen = begin(self, model, batch, noise, n_samples, frozen)
-        drafts = [start_from(self, x0, frozen, t_start, noise)]                          # each (B * n_samples, T)
+        context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
+        drafts = [start_from(self, x0, frozen, t_start, rng)]                          # each (B N, T)
         for _ in range(n_steps):
-            logits = denoise(self, model, drafts[-1], context)                           # (B * n_samples, T, V)
-            drafts.append(torch.where(frozen, x0, noise.categorical(logits, temperature)))
-        score = cross_entropy(logits, drafts[-2]).mean(dim=1)                            # (B * n_samples,)
+            logits = denoise(self, model, drafts[-1], context)                           # (B N, T, V)
+            drafts.append(torch.where(frozen, x0, rng.categorical(logits, temperature)))
+        score = cross_entropy(logits, drafts[-2]).mean(dim=1)                            # (B N,)
         yield from best_of(drafts, score, n_samples)
 
 
@@ -115,9 +118,9 @@ class Absorbing:
     name = "absorbing"
     decoder = "threshold"
 
-    def corrupt(self, x0, t, noise):
+    def corrupt(self, x0, t, rng):
         """Mask each token with probability t (B,)."""
-        return torch.where(send(noise.uniform(x0.size(1)) < t[:, None], x0.device), self.mask, x0)
+        return torch.where(send(rng.uniform(x0.size(1)) < t[:, None], x0.device), self.mask, x0)
 
     def predict(self, model, xt, context):
         """Return logits (B, T, V) of x0, where MASK is never predicted."""
@@ -125,31 +128,31 @@ class Absorbing:
         logits[..., self.mask] = -torch.inf
         return logits
 
-    def loss(self, model, batch, noise, nats=cross_entropy):
+    def loss(self, model, batch, rng, token_loss=cross_entropy):
         """(1/t) * cross-entropy of the masked positions, summed and divided by the fixed B * T (MDLM, arXiv 2406.07524)."""
-        t = 1e-3 + (1 - 1e-3) * noise.stratified()                                       # (B,): 1/t stays finite
-        xt = self.corrupt(batch.targets, t, noise)                                       # (B, T)
+        t = 1e-3 + (1 - 1e-3) * rng.stratified()                                       # (B,): 1/t stays finite
+        xt = self.corrupt(batch.targets, t, rng)                                       # (B, T)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         logits = self.predict(model, xt, context)                                        # (B, T, V)
-        masked_nats = nats(logits, batch.targets).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
+        masked_nats = token_loss(logits, batch.targets).masked_fill(xt != self.mask, 0.0).mean(dim=1)  # (B,)
         t = send(t.float(), masked_nats.device)
         per_sequence = masked_nats / t                                                   # t * T tokens are masked on average
         return Losses((per_sequence if self.weighted else masked_nats).mean(), per_sequence.detach(), t)
 
     @torch.no_grad()
-    def generate(self, model, batch, noise, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, frozen=None, t_start=1.0):
         """Yield drafts (B, T); every step reveals all tokens of probability >= threshold, and the most certain one.
 
         The last step reveals the rest. Ends when nothing is masked, so n_steps is a limit (Fast-dLLM, arXiv 2505.22618).
         Score: mean cross-entropy of the tokens that were revealed, each when it was.
         """
-        context, noise, x0, frozen = begin(self, model, batch, noise, n_samples, frozen)
-        xt = start_from(self, x0, frozen, t_start, noise)                                # (B * n_samples, T)
+        context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
+        xt = start_from(self, x0, frozen, t_start, rng)                                # (B N, T)
         drafts, score = [xt], torch.full(xt.shape, torch.nan, device=xt.device)          # nan: a token that was given
         for i in range(n_steps):
             masked = xt == self.mask
-            logits = self.predict(model, xt, context)                                    # (B * n_samples, T, V)
-            guess = noise.categorical(logits, temperature)
+            logits = self.predict(model, xt, context)                                    # (B N, T, V)
+            guess = rng.categorical(logits, temperature)
             nats = cross_entropy(logits, guess).masked_fill(~masked, torch.inf)          # low = certain
             reveal = masked & (((-nats).exp() >= threshold) | (rank(nats) == 0) | (i + 1 == n_steps))
             xt, score = torch.where(reveal, guess, xt), torch.where(reveal, nats, score)
@@ -161,10 +164,10 @@ class Absorbing:
 
 @dataclass
 class Gaussian:
-    """Add normal noise to unit vectors that stand for the tokens; learn to tell the token (after CDCD and Plaid)."""
+    """Add normal noise to unit vectors that stand for the tokens; learn which token it was (after CDCD and Plaid)."""
     vector_width: int = 32  # D_e
-    sigma_min: float = 0.1  # vectors are about sqrt(2) apart, the nearest of 4,096 about 0.9: here every token can be told
-    sigma_max: float = 20.0  # here none
+    sigma_min: float = 0.1  # every token can be told: vectors are about sqrt(2) apart, the nearest of 4,096 about 0.9
+    sigma_max: float = 20.0  # none can be told
     self_condition: float = 0.5  # share of the training steps in which the model also sees its first estimate
     inputs_attention: str = "bidirectional"
     targets_attention: str | int = "bidirectional"
@@ -177,12 +180,12 @@ class Gaussian:
         return (self.sigma_min * (self.sigma_max / self.sigma_min) ** t)[:, None, None]
 
     def vectors(self, model, tokens):
-        """Return the unit vector of each token, (B, T, D_e). Their length is fixed, so noise cannot be outgrown."""
+        """Return the unit vector of each token, (B, T, D_e). Unit length: training could outgrow the noise by longer ones."""
         return F.normalize(model.noisy.table(tokens), dim=-1)
 
-    def corrupt(self, e, t, noise):
+    def corrupt(self, e, t, rng):
         """Return z = e + sigma_t * eps, (B, T, D_e), for vectors e."""
-        return e + send(self.sigma(t).float(), e.device) * send(noise.normal(*e.shape[1:]), e.device)
+        return e + send(self.sigma(t).float(), e.device) * send(rng.normal(*e.shape[1:]), e.device)
 
     def predict(self, model, z, t, context, x_hat):
         """Return logits (B, T, V) of x0 from z and an earlier estimate x_hat, both (B, T, D_e), scaled to unit variance."""
@@ -194,38 +197,38 @@ class Gaussian:
         """Return the mean vector (B, T, D_e) of the predicted tokens."""
         return (logits.float() / max(temperature, 1e-6)).softmax(-1) @ F.normalize(model.noisy.table.weight, dim=-1)
 
-    def loss(self, model, batch, noise, nats=cross_entropy):
+    def loss(self, model, batch, rng, token_loss=cross_entropy):
         """Cross-entropy of x0 at every noise level alike, over all B * T target positions."""
-        t = noise.stratified()                                                           # (B,)
+        t = rng.stratified()                                                           # (B,)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
-        z = self.corrupt(self.vectors(model, batch.targets), t, noise)                   # (B, T, D_e)
+        z = self.corrupt(self.vectors(model, batch.targets), t, rng)                   # (B, T, D_e)
         x_hat = torch.zeros_like(z)
-        if noise.shared(1) < self.self_condition:
+        if rng.shared(1) < self.self_condition:
             with torch.no_grad():
                 x_hat = self.estimate(model, self.predict(model, z, t, context, x_hat))
         logits = self.predict(model, z, t, context, x_hat)                               # (B, T, V)
-        per_sequence = nats(logits, batch.targets).mean(dim=1)                           # (B,)
+        per_sequence = token_loss(logits, batch.targets).mean(dim=1)                           # (B,)
         return Losses(per_sequence.mean(), per_sequence.detach(), send(t.float(), per_sequence.device))
 
     @torch.no_grad()
-    def generate(self, model, batch, noise, n_steps=50, temperature=1.0, n_samples=8, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=50, temperature=1.0, n_samples=8, frozen=None, t_start=1.0):
         """Yield drafts (B, T), the likeliest tokens at every step; between them z takes an Euler step of dz/dsigma.
 
         dz/dsigma = (z - x_hat) / sigma: z_s = x_hat + (sigma_s / sigma_t) (z_t - x_hat), which for noise that is added to e
         unscaled is DDIM too (arXiv 2010.02502). temperature acts on the tokens that x_hat averages. Score: cross-entropy of the
         last draft.
         """
-        context, noise, x0, frozen = begin(self, model, batch, noise, n_samples, frozen)
+        context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
         level = lambda t: torch.full((len(x0),), t, dtype=torch.float64)
         shrink = lambda z, x, t, s: x + (self.sigma(level(s)) / self.sigma(level(t))).to(z) * (z - x)  # from t to s, towards x
         known = frozen if t_start == 1 else torch.ones_like(frozen)
-        e = self.vectors(model, x0) * known[..., None]                                   # (B * n_samples, T, D_e)
-        start = z = self.corrupt(e, level(t_start), noise)
+        e = self.vectors(model, x0) * known[..., None]                                   # (B N, T, D_e)
+        start = z = self.corrupt(e, level(t_start), rng)
         x_hat, drafts = torch.zeros_like(z), [torch.where(frozen, x0, self.nearest(model, z))]
         for i in range(n_steps):
             t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
             seen = x_hat if self.self_condition else torch.zeros_like(x_hat)            # as in training
-            logits = self.predict(model, z, level(t), context, seen)                     # (B * n_samples, T, V)
+            logits = self.predict(model, z, level(t), context, seen)                     # (B N, T, V)
             x_hat = self.estimate(model, logits, temperature)
             z = torch.where(frozen[..., None], shrink(start, e, t_start, s), shrink(z, x_hat, t, s))
             drafts.append(torch.where(frozen, x0, logits.argmax(-1)))

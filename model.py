@@ -6,11 +6,11 @@
     AR:         y = [start, x0[:-1]],  attention = "causal"          logits[:, i] predicts x0[:, i]
     diffusion:  y = xt, noised x0,     attention = "bidirectional"   logits[:, i] predicts x0[:, i]
 
-So AR2Diff (arXiv 2401.17181, Figure 2) changes what is fed as y, what targets may see, and (an option) what inputs may see.
-The same weights serve both; no tensor is added or removed.
+So AR2Diff (arXiv 2401.17181, Figure 2) changes three arguments and no weight: y, what targets may see, and, unless one says
+--inputs_attention=causal, what inputs may see (each other both ways, not only to the left). Loss and sampler change with them.
 
-Inputs never see targets (except in the `full` pattern), so what becomes of them does not depend on y. encode() computes it
-once; decode() uses it for both SUNDAE passes, all denoising steps and all samples; AR decoding appends its own tokens.
+Inputs never see targets (but for an option, --inputs_attention=full), so what becomes of them does not depend on y. encode()
+computes it once; decode() uses it for both passes of the loss, all steps and all samples; AR decoding appends its own tokens.
 
 Two architectures. decoder-only: one stack of blocks; targets attend to the keys and values that the same blocks made of the
 inputs, and to each other. encoder-decoder (as T5): inputs pass a stack of their own, and targets attend to its output.
@@ -53,8 +53,9 @@ class Context:
 def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
     """Return (mask, is_causal) for attention; the queries are the last n_query of the n_key columns.
 
-    mask: bool, True = may be seen, or None where the fastest kernels need none. ahead: so many columns to its right a causal
-    query sees too. A query always sees itself: a row that is masked as a whole would be NaN.
+    mask: bool, True = may be seen, or None where none is needed, which the fastest kernels want (is_causal serves square masks
+    only). ahead: so many columns to its right a causal query sees too. A query always sees itself, else a row of padding alone
+    would be NaN.
     """
     if pad_mask is None and (not causal or n_query == 1):
         return None, False
@@ -62,11 +63,11 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
         return None, True
     column = torch.arange(n_key, device=device)                                          # (L,)
     own = column[n_key - n_query:, None]                                                 # (T, 1): where each query stands
-    mask = column <= (own + ahead if causal else n_key)                                  # (T, L), or (L,) for all queries
+    mask = column <= own + ahead if causal else torch.ones_like(column <= own)           # (T, L)
     if pad_mask is not None:
         real = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)               # (B, L): targets are never masked
         mask = (mask & real[:, None, None, :]) | (column == own)                         # (B, 1, T, L)
-    return mask.expand(*mask.shape[:-2], n_query, n_key), False
+    return mask, False
 
 
 def waves(start, n, dim, device, base=10000.0):
@@ -107,7 +108,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x, rotary, keys_values, pad_mask):
         q = self.q(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)                   # (B, H, T, D)
-        q = rotate(rms_norm(q), rotary)  # QK-norm; x needs no other
+        q = rotate(rms_norm(q), rotary)  # x itself is not normalised: q is, here
         if pad_mask is None:
             return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
@@ -117,7 +118,7 @@ class CrossAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention (in a decoder behind an encoder, two of them) and MLP, each added to the residual stream."""
+    """Pre-norm attention (two of them in the decoder of an encoder-decoder) and MLP, each added to the residual stream."""
 
     def __init__(self, width, n_head, dropout, cross=False):
         super().__init__()
@@ -175,7 +176,7 @@ class Transformer(nn.Module):
         self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head,  # goes into the checkpoint
                           architecture=architecture, vector_width=vector_width)
         has_encoder = architecture == "encoder-decoder"
-        self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: tied by use, so no copy can come loose
+        self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: one tensor, used twice
         self.encoder = nn.ModuleList(self.Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
         self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
@@ -184,7 +185,7 @@ class Transformer(nn.Module):
 
     def init_weights(self):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
-        # Not smaller: Adam moves the rows of all rare tokens alike, so tied rows that start at 0.02 soon look alike as inputs.
+        # 0.02 would be too small: Adam pushes the rows of all rare tokens the same way, and small rows soon look alike.
         nn.init.normal_(self.embedding.weight, std=0.09)
         for stack, n_sums in ((self.encoder or [], 2 * n_layer), (self.blocks, (3 if self.encoder else 2) * n_layer)):
             for block in stack:
@@ -200,14 +201,14 @@ class Transformer(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def embed(self, inputs, pad_mask):
-        """Return (B, S, C) for input tokens (B, S); here neither padding nor place matters: rotary angles tell distances."""
+        """Return (B, S, C) for input tokens (B, S). pad_mask is for models with absolute positions (pretrained/gpt2.py)."""
         return self.dropout(rms_norm(self.embedding(inputs)))
 
     def embed_targets(self, y, context):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, behind context.n_targets others.
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, after context.n_targets others.
 
-        Rotary angles tell distances only, from what can be recognised. Targets that are all MASK, or all noise, cannot: each is
-        also told where it stands, by the sinusoids of the first Transformer (arXiv 1706.03762).
+        Rotary angles give only distances to other tokens. When all targets are noise, those say little: so each target is also
+        told its position, by the sinusoids of the first Transformer (arXiv 1706.03762).
         """
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
         places = torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1)  # (T, C)
@@ -251,7 +252,7 @@ class Transformer(nn.Module):
         return self.logits(self.states(y, context, attention, extend))
 
     def states(self, y, context, attention, extend=False):
-        """Return what decode() makes its logits of: the residual stream (B, T, C) behind the last block."""
+        """Return the residual stream (B, T, C) after the last block; logits() is the rest of decode()."""
         ahead = attention if isinstance(attention, int) else 0
         one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
         if context.inputs is not None:
@@ -261,7 +262,7 @@ class Transformer(nn.Module):
         T, old = y.size(1), context.keys[0]
         x, rotary = self.embed_targets(y, context), self.rotary(context.n_targets, T)    # (B, T, C)
         n_key = T + (0 if old is None else old.size(2))
-        pad_mask = context.pad_mask if context.cross is None else None  # else there are no inputs among these keys
+        pad_mask = context.pad_mask if context.cross is None else None  # else the keys here are targets alone
         mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
         for i, block in enumerate(self.blocks):
             past = None if old is None else (context.keys[i], context.values[i])
@@ -284,6 +285,6 @@ class Transformer(nn.Module):
 
     def logits(self, x):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""
-        # Tied rows echo the token that was fed, by a logit that grows with C: it would start base at twice log V. Scaled by 1/C
-        # (muP's output multiplier, arXiv 2203.03466) loss and learning rate start alike at every width.
+        # Tied rows echo the token that was fed, by a logit that grows with C: at C = 768 the first loss would be twice log V.
+        # Scaled by 1/C (muP, arXiv 2203.03466; 1 at C = 128) loss and learning rate start alike at every width.
         return F.linear(rms_norm(x) * (128 / x.size(-1)), self.embedding.weight)

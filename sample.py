@@ -165,7 +165,8 @@ def prompt_batch(writer, prompt):
     empty = torch.zeros(1, writer.target_len, dtype=torch.long)
     if not ids:
         return writer, Batch(empty[:, :0], None, empty)
-    check(writer.process.name == "ar", "this diffusion model was trained without inputs (input_len 0), so it takes no prompt")
+    check(writer.process.name == "ar", "this diffusion model was trained without inputs (input_len 0), so it takes no "
+                                      "prompt; --infill='TEXT___' lets it continue a text")
     prefix = torch.tensor([ids], device=writer.device)  # a plain language model continues the prompt itself
     return replace(writer, options=writer.options | {"prefix": prefix}), Batch(empty[:, :0], None, empty)
 

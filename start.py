@@ -9,10 +9,11 @@ from pathlib import Path
 from autoregressive import Autoregressive
 from data.dataset import find_folder, read_meta
 from data.tokenizer import load_tokenizer
+from diffusion import PROCESSES, new_process
 from engine.checkpoint import describe, read_checkpoint
 from engine.cli import UserError, check, one_of
-from model import ARCHITECTURES, Transformer
-from pretrained.loading import build_model, load_checkpoint, tokenizer_of
+from model import ARCHITECTURES, INPUTS_ATTENTION, Transformer
+from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
 # Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
 SIZES = {
@@ -111,6 +112,37 @@ def new_ar(config, tokenizer, origin):
     is_gpt2 = origin is not None and origin["shape"].get("flavour") == "gpt2"
     inputs_attention = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
     return Autoregressive(tokenizer.eos if is_gpt2 else tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+
+
+# Options of one process, with the range of each that is a number.
+RANGES = {"n_unroll": (1, 2), "unroll_temperature": (0, 1000), "vector_width": (2, 1 << 20), "self_condition": (0, 1)}
+OPTIONS = (*RANGES, "weighted")
+
+
+def choose_process(config, tokenizer, origin):
+    """Return (process, ar): the diffusion process by the flags, else that of a diffusion checkpoint, else the paper's; and
+    the AR process of its weights, whose start token --shift and --ar_weight need. Raises UserError."""
+    given = {option: value for option in OPTIONS if (value := getattr(config, option)) is not None}
+    for option, (low, high) in RANGES.items():
+        value = given.get(option, low)
+        check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
+    is_ar = origin is not None and origin["process"]["name"] == "ar"
+    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", "inputs_attention": "bidirectional"}
+    name = one_of("process", config.process or inherited["name"], PROCESSES)
+    check(origin is None or is_ar or name == inherited["name"],
+          f"{config.init_from or config.out_dir} is a checkpoint of the process {inherited['name']!r}, not {name!r}; "
+          f"start from an autoregressive one, or leave --process out")
+    inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
+    options = {option: inherited[option] for option in OPTIONS if option in inherited} | given
+    ar = process_of(origin) if is_ar else new_ar(config, tokenizer, origin)
+    shifted = config.shift if config.shift is not None else inherited.get("shift") is not None
+    check(not shifted or architecture_of(config, origin) == "decoder-only",
+          "--shift: the targets of an encoder-decoder do not follow its inputs")
+    options["shift"] = ar.start if shifted else None
+    process = new_process(name, tokenizer, inputs_attention=inputs_attention, **options)
+    new, old = options.get("vector_width"), inherited.get("vector_width")
+    check(old is None or new == old, f"--vector_width={new} differs from the checkpoint's, {old}")
+    return process, ar
 
 
 def start_model(config, process, tokenizer, origin, device):

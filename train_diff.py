@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 from ar2diff import transfer
 from beyond.guide import GuideConfig, new_guide
-from diffusion import PROCESSES, new_process
-from engine.cli import check, one_of, parse, run
-from model import INPUTS_ATTENTION
-from pretrained.loading import process_of
-from start import ModelConfig, architecture_of, canvas, choose_tokenizer, new_ar, origin_of
+from engine.cli import parse, run
+from start import ModelConfig, canvas, choose_process, choose_tokenizer, origin_of
 from train_loop import LoopConfig, train
 
 
@@ -32,38 +29,15 @@ class Config(LoopConfig, ModelConfig, GuideConfig):
     self_condition: float | None = None  # gaussian: share of steps that see a first estimate; default 0.5
 
 
-RANGES = {"n_unroll": (1, 2), "unroll_temperature": (0, 1000), "vector_width": (2, 1 << 20), "self_condition": (0, 1)}
-OPTIONS = (*RANGES, "weighted")
-
-
 def main(argv=None):
     config = parse(Config, argv)
-    given = {option: value for option in OPTIONS if (value := getattr(config, option)) is not None}
-    for option, (low, high) in RANGES.items():
-        value = given.get(option, low)
-        check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     origin = origin_of(config)
     tokenizer = choose_tokenizer(config, origin)
-    is_ar = origin is not None and origin["process"]["name"] == "ar"
-    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", "inputs_attention": "bidirectional"}
-    name = one_of("process", config.process or inherited["name"], PROCESSES)
-    check(origin is None or is_ar or name == inherited["name"],
-          f"{config.init_from or config.out_dir} is a checkpoint of the process {inherited['name']!r}, not {name!r}; "
-          f"start from an autoregressive one, or leave --process out")
-    inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
-    options = {option: inherited[option] for option in OPTIONS if option in inherited} | given
-    ar = process_of(origin) if is_ar else new_ar(config, tokenizer, origin)  # what these weights were, or would have been
-    shifted = config.shift if config.shift is not None else inherited.get("shift") is not None
-    check(not shifted or architecture_of(config, origin) == "decoder-only",
-          "--shift: the targets of an encoder-decoder stand behind no inputs")
-    options["shift"] = ar.start if shifted else None
-    process = new_process(name, tokenizer, inputs_attention=inputs_attention, **options)
-    new, old = options.get("vector_width"), inherited.get("vector_width")
-    check(old is None or new == old, f"--vector_width={new} differs from the checkpoint's, {old}")
+    process, ar = choose_process(config, tokenizer, origin)
     guide = new_guide(config, process, ar, tokenizer, canvas(config))
-    if is_ar and not config.resume:
+    if origin and origin["process"]["name"] == "ar" and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
-              f"{name} diffusion, attention of the targets turns from causal to bidirectional")
+              f"{process.name} diffusion, attention of the targets turns from causal to bidirectional")
         origin, _ = transfer(origin, process, config.seed)
     return train(config, process, tokenizer, origin, guide)
 

@@ -39,7 +39,7 @@ class LoopConfig:
     init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
     tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
-    input_len: int | None = None  # input columns S (0 = plain language model); default: init_from's on its text, the data's, 64
+    input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
     target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
     objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: init_from's, else prefix or causal
     too_long: str = "error"  # training examples that do not fit the canvas: error or drop
@@ -81,8 +81,8 @@ def train(config, process, tokenizer, origin=None, guide=None):
         recompute_blocks(model)
     if compiled:
         compile_model(model, blockwise=config.fsdp)
-    nats = torch.compile(cross_entropy) if compiled else cross_entropy
-    loss_of = spread(LossModule(model, nats), config.fsdp, world, device, dtype)
+    token_loss = torch.compile(cross_entropy) if compiled else cross_entropy
+    loss_of = spread(LossModule(model, token_loss), config.fsdp, world, device, dtype)
     autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []

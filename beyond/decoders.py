@@ -17,20 +17,20 @@ from diffusion import PROCESSES, begin, denoise, rank, start_from
 # ---- uniform ----
 
 @torch.no_grad()
-def partial(process, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, update_share=0.3, early_stop=False,
+def partial(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, update_share=0.3, early_stop=False,
             frozen=None, t_start=1.0):
     """Draw a random share of the positions anew at every step, as SUNDAE does (arXiv 2112.06749).
 
     It wants more steps than the paper's decoder: after 10 at a share of 0.3, 0.7^10 = 3 % of the positions still hold their
     first noise. early_stop ends a sample that a step left as it was. update_share 1 is the paper's decoder.
     """
-    context, noise, x0, kept = begin(process, model, batch, noise, n_samples, frozen)
-    drafts = [start_from(process, x0, kept, t_start, noise)]                             # each (B * n_samples, T)
+    context, rng, x0, kept = begin(process, model, batch, rng, n_samples, frozen)
+    drafts = [start_from(process, x0, kept, t_start, rng)]                             # each (B N, T)
     for _ in range(n_steps):
         xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
-        guess = noise.categorical(logits, temperature)
+        guess = rng.categorical(logits, temperature)
         if update_share < 1:
-            guess = torch.where((noise.uniform(xt.size(1)) < update_share).to(xt.device), guess, xt)
+            guess = torch.where((rng.uniform(xt.size(1)) < update_share).to(xt.device), guess, xt)
         drafts.append(torch.where(kept, xt, guess))
         kept = kept | (early_stop & (drafts[-1] == xt).all(dim=1, keepdim=True))
         if early_stop and kept.all():
@@ -39,14 +39,14 @@ def partial(process, model, batch, noise, n_steps=10, temperature=0.2, n_samples
 
 
 @torch.no_grad()
-def unrolled(process, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, unroll_share=0.3, early_stop=False,
+def unrolled(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, unroll_share=0.3, early_stop=False,
              frozen=None, t_start=1.0):
     """Take the argmax; then, for the unroll_share of positions that were least certain, that of a second pass on it (SUNDAE).
 
     Two evaluations a step. temperature has no effect: nothing is drawn but the noise it starts from.
     """
-    context, noise, x0, kept = begin(process, model, batch, noise, n_samples, frozen)
-    drafts, n_second = [start_from(process, x0, kept, t_start, noise)], math.ceil(unroll_share * x0.size(1))
+    context, rng, x0, kept = begin(process, model, batch, rng, n_samples, frozen)
+    drafts, n_second = [start_from(process, x0, kept, t_start, rng)], math.ceil(unroll_share * x0.size(1))
     for _ in range(n_steps):
         xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
         first = torch.where(kept, xt, logits.argmax(-1))
@@ -61,41 +61,41 @@ def unrolled(process, model, batch, noise, n_steps=10, temperature=0.2, n_sample
 
 
 @torch.no_grad()
-def ancestral(process, model, batch, noise, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
+def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
     """Draw x0, then x_s from q(x_s | x_t, x0): samples what the bound of likelihood.py measures."""
-    context, noise, x0, frozen = begin(process, model, batch, noise, n_samples, frozen)
-    drafts = [start_from(process, x0, frozen, t_start, noise)]                           # each (B * n_samples, T)
+    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
+    drafts = [start_from(process, x0, frozen, t_start, rng)]                           # each (B N, T)
     for i in range(n_steps):
         t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
         xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
         never = torch.arange(logits.size(-1), device=xt.device) >= process.n_noise       # x_t cannot have come from there
-        guess = noise.categorical(logits.masked_fill(never, -torch.inf), temperature)
-        drafts.append(torch.where(frozen, xt, reverse(process.n_noise, guess, xt, t, s, noise)))
+        guess = rng.categorical(logits.masked_fill(never, -torch.inf), temperature)
+        drafts.append(torch.where(frozen, xt, reverse(process.n_noise, guess, xt, t, s, rng)))
     yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)
 
 
-def reverse(V, x0, xt, t, s, noise):
+def reverse(V, x0, xt, t, s, rng):
     """Draw x_s (B, T) from q(x_s | x_t, x0), s < t: by Bayes' rule x_t, x0 or a random one of V tokens, with these odds."""
     kept = (1 - t) / (1 - s)                                                             # share of tokens kept from s to t
     as_xt = kept * (s + V * (1 - s) * (x0 == xt).double())                               # (B, T)
     as_x0, other = (1 - kept) * (1 - s), (1 - kept) * s
-    u = noise.uniform(x0.size(1)).to(x0.device) * (as_xt + as_x0 + other)
-    random = noise.integers(V, x0.size(1)).to(x0.device)
+    u = rng.uniform(x0.size(1)).to(x0.device) * (as_xt + as_x0 + other)
+    random = rng.integers(V, x0.size(1)).to(x0.device)
     return torch.where(u < as_xt, xt, torch.where(u < as_xt + as_x0, x0, random))
 
 
 # ---- absorbing; score: mean cross-entropy of the tokens that were revealed, each when it was ----
 
 @torch.no_grad()
-def blocks(process, model, batch, noise, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, block_len=8, frozen=None,
+def blocks(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, block_len=8, frozen=None,
            t_start=1.0):
     """The default decoder in blocks of block_len positions, finished from left to right (LLaDA, arXiv 2502.09992)."""
-    context, noise, x0, frozen = begin(process, model, batch, noise, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, noise)], torch.full(x0.shape, torch.nan, device=x0.device)
+    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
+    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
     for i in range(n_steps):
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
-        guess = noise.categorical(logits, temperature)
+        guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
         current = block == torch.where(masked, block, x0.size(1)).amin(dim=1, keepdim=True)
         most_certain = rank((nats.double() + 1e6 * block).masked_fill(~masked, torch.inf)) == 0
@@ -108,15 +108,15 @@ def blocks(process, model, batch, noise, n_steps=32, temperature=0.2, n_samples=
 
 
 @torch.no_grad()
-def confidence(process, model, batch, noise, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None, t_start=1.0):
+def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None, t_start=1.0):
     """Reveal the most certain tokens, equally many a step (LLaDA's low-confidence remasking); block_len as in blocks()."""
-    context, noise, x0, frozen = begin(process, model, batch, noise, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, noise)], torch.full(x0.shape, torch.nan, device=x0.device)
+    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
+    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
     n_masked, n_steps = (drafts[0] == process.mask).sum(dim=1, keepdim=True), min(n_steps, x0.size(1))
     for i in range(n_steps):
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
-        guess = noise.categorical(logits, temperature)
+        guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
         order = rank((nats.double() + 1e6 * block).masked_fill(~masked, torch.inf))      # block by block, certain ones first
         reveal = masked & (order < masked.sum(dim=1, keepdim=True) - (n_masked * (n_steps - i - 1)) // n_steps)
@@ -128,22 +128,22 @@ def confidence(process, model, batch, noise, n_steps=32, temperature=0.2, n_samp
 
 
 @torch.no_grad()
-def unmask_at_random(process, model, batch, noise, n_steps=32, temperature=0.2, n_samples=8, remask=0.0, frozen=None,
+def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, remask=0.0, frozen=None,
                      t_start=1.0):
     """Reveal each token with probability (t - s) / t: samples what the bound of likelihood.py measures.
 
     remask in (0, 1] also masks decided tokens again, with that share of the largest probability that keeps q(x_t) (ReMDM, arXiv
     2503.00307); of such a token the last score counts.
     """
-    context, noise, x0, frozen = begin(process, model, batch, noise, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, noise)], torch.full(x0.shape, torch.nan, device=x0.device)
+    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
+    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     for i in range(n_steps):
         t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
-        guess = noise.categorical(logits, temperature)
+        guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
         sigma = remask * min(1.0, s / (1 - t)) if t < 1 else 0.0                         # ReMDM's "rescale"
-        u = noise.uniform(x0.size(1)).to(x0.device)
+        u = rng.uniform(x0.size(1)).to(x0.device)
         reveal = masked & ((u < ((1 - s) - (1 - sigma) * (1 - t)) / t) | (i + 1 == n_steps))  # the last step leaves no MASK
         again = ~masked & ~frozen & (u < sigma)
         drafts.append(torch.where(reveal, guess, drafts[-1]).masked_fill(again, process.mask))

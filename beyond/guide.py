@@ -42,18 +42,18 @@ class Guide:
     def at(self, step):
         return replace(self, step=step)
 
-    def loss(self, model, batch, noise, nats):
+    def loss(self, model, batch, rng, token_loss):
         """Return the Losses of the process on softened targets, plus what the other weights ask for."""
-        process, anneal_steps, of_soft = self.process, self.config.anneal_steps, nats
+        process, anneal_steps, of_soft = self.process, self.config.anneal_steps, token_loss
         if self.step < anneal_steps:
             process = replace(process, targets_attention=batch.targets.size(1) * self.step // anneal_steps)
         if self.teacher is not None:
             soft = self.soften(batch)
             of_soft = lambda logits, x0: soft_cross_entropy(logits, soft)
-        losses, weight = process.loss(model, batch, noise, of_soft), self.config.ar_weight
+        losses, weight = process.loss(model, batch, rng, of_soft), self.config.ar_weight
         if not weight:
             return losses
-        return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, noise, nats).total)
+        return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, rng, token_loss).total)
 
     @torch.no_grad()
     def soften(self, batch):

@@ -53,17 +53,17 @@ def canvases(template, tokenizer, target_len, gap_len):
     return torch.tensor([[tokenizer.pad if token is None else token for token in row] for row in rows]), frozen
 
 
-def infill(writer, batch, noise, template, gap_len):
+def infill(writer, batch, rng, template, gap_len):
     """Fill the gaps of a template for a batch of one input; return (drafts (1, T) each, function from such a row to text)."""
     tokenizer = writer.tokenizer
     targets, frozen = canvases(template, tokenizer, writer.target_len, gap_len)
     R, device = len(targets), writer.device
     repeat = lambda x: None if x is None else x.repeat(R, *[1] * (x.dim() - 1))
     batch = type(batch)(repeat(batch.inputs), repeat(batch.pad_mask), targets).to(device)
-    drafts = writer.drafts(batch, noise.split(R), frozen=frozen.to(device))
+    drafts = writer.drafts(batch, rng.split(R), frozen=frozen.to(device))
     best = 0
     if R > 1:
-        best = int(writer.bound(batch._replace(targets=drafts[-1]), noise.split(R), n_draws=16).argmin())
+        best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin())
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 
     def text(ids):

@@ -22,15 +22,15 @@ T_MIN = 1e-4  # lowest noise level of the bounds; a higher one would make Unifor
 
 # ---- bounds: functions (process, model, batch, noise, n_draws) -> (B,) nats ----
 
-def levels(n_draws, noise, low=0.0):
+def levels(n_draws, rng, low=0.0):
     """Yield n_draws noise levels (B,), stratified: one in each n-th of [low, 1], so that their mean has a small variance."""
-    u = noise.uniform()                                                                  # (B,)
+    u = rng.uniform()                                                                  # (B,)
     for k in range(n_draws):
         yield low + (1 - low) * (k + u) / n_draws
 
 
 @torch.no_grad()
-def exact(process, model, batch, noise=None, n_draws=1):
+def exact(process, model, batch, rng=None, n_draws=1):
     """Return -log p(x0 | inputs) of an AR model, (B,) nats: exact, where the others are upper bounds."""
     context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
     logits = model.decode(process.feed(batch.targets), context, "causal")
@@ -38,7 +38,7 @@ def exact(process, model, batch, noise=None, n_draws=1):
 
 
 @torch.no_grad()
-def uniform(process, model, batch, noise, n_draws):
+def uniform(process, model, batch, rng, n_draws):
     """Return an upper bound of -log p(x0 | inputs), (B,) nats: E_t E_xt of the divergence of the reverse rates.
 
     Continuous-time bound of uniform diffusion (UDLM, arXiv 2412.10193) in a form for a network that predicts x0 from all of xt:
@@ -49,8 +49,8 @@ def uniform(process, model, batch, noise, n_draws):
     x0, impossible = batch.targets.clamp(max=V - 1), (batch.targets >= V).any(dim=1)     # noise cannot end at a MASK
     context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for t in levels(n_draws, noise, T_MIN):
-        xt, a = process.corrupt(x0, t, noise), (1 - t)[:, None].to(x0.device)            # (B, T), (B, 1)
+    for t in levels(n_draws, rng, T_MIN):
+        xt, a = process.corrupt(x0, t, rng), (1 - t)[:, None].to(x0.device)            # (B, T), (B, 1)
         logits = tell(V, denoise(process, model, xt, context), xt, t)
         w, c = odds(V, logits, xt, a[..., None]), (1 - a) / V
         s = c[..., None] * w.sum(-1, keepdim=True) + a[..., None] * w                    # (B, T, V); 1 at xt
@@ -85,7 +85,7 @@ def odds(V, logits, xt, a):
 
 
 @torch.no_grad()
-def absorbing(process, model, batch, noise, n_draws):
+def absorbing(process, model, batch, rng, n_draws):
     """Return an upper bound of -log p(x0 | inputs), (B,) nats, by counts: mask exactly n of L, n uniform, weight L / n.
 
     Equal in expectation to E_t (1/t) sum over masked -log p(x0_l | xt), with less variance (LLaDA, arXiv 2502.09992).
@@ -93,9 +93,9 @@ def absorbing(process, model, batch, noise, n_draws):
     x0, L = batch.targets, batch.targets.size(1)
     context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for u in levels(n_draws, noise):
+    for u in levels(n_draws, rng):
         n = 1 + (u * L).long()[:, None]                                                  # (B, 1), 1 ... L
-        masked = (rank(noise.uniform(L)) < n).to(x0.device)
+        masked = (rank(rng.uniform(L)) < n).to(x0.device)
         logits = process.predict(model, torch.where(masked, process.mask, x0), context)
         nats = cross_entropy(logits, x0).masked_fill(~masked, 0.0).double().sum(dim=1)
         total += nats * L / n[:, 0].to(x0.device)
@@ -103,7 +103,7 @@ def absorbing(process, model, batch, noise, n_draws):
 
 
 @torch.no_grad()
-def gaussian(process, model, batch, noise, n_draws):
+def gaussian(process, model, batch, rng, n_draws):
     """Return an upper bound of -log p(x0 | inputs), (B,) nats: the three terms of Plaid (arXiv 2305.18619, section 2).
 
     KL(q(z_1 | x0) || prior) + E[-log p(x0 | z_0)] + 1/2 int |e - x_hat|^2 d(1 / sigma^2). In t the last is
@@ -113,13 +113,13 @@ def gaussian(process, model, batch, noise, n_draws):
     context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
     e = process.vectors(model, x0)
     total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
-    for t in levels(n_draws, noise):
-        z = process.corrupt(e, t, noise)
+    for t in levels(n_draws, rng):
+        z = process.corrupt(e, t, rng)
         x_hat = process.estimate(model, process.predict(model, z, t, context, torch.zeros_like(z)))
         total += ((e - x_hat) ** 2).double().sum(dim=(1, 2)) / process.sigma(t).to(x0.device).flatten() ** 2
     diffusion = math.log(process.sigma_max / process.sigma_min) * total / n_draws
     t = torch.zeros(len(x0), dtype=torch.float64)
-    z = process.corrupt(e, t, noise)
+    z = process.corrupt(e, t, rng)
     reconstruction = cross_entropy(process.predict(model, z, t, context, torch.zeros_like(z)), x0).double().sum(dim=1)
     return x0.size(1) / (2 * process.sigma_max ** 2) + reconstruction + diffusion
 
@@ -164,8 +164,8 @@ def bits(writer, batches, n_draws, seed):
     tokenizer, nats, n_tokens, n_bytes = writer.tokenizer, [], [], []
     for batch in batches:
         rows = range(len(nats), len(nats) + len(batch.targets))
-        noise = Noise(seed, "valid", 0, rows)
-        nats += writer.bound(batch, noise, n_draws).tolist()
+        rng = Noise(seed, "valid", 0, rows)
+        nats += writer.bound(batch, rng, n_draws).tolist()
         n_tokens += (batch.targets != tokenizer.pad).sum(dim=1).tolist()
         n_bytes += [tokenizer.n_bytes(row) for row in batch.targets.tolist()]
     return Bits(ratio(nats, n_tokens), ratio(nats, n_bytes), len(nats))

@@ -10,29 +10,13 @@ round settles at least one token; a drafter that AR agrees with needs one round,
 is AR's to rounding: one pass over many tokens and a pass for each may differ in the last bits, which matter between logits that
 are equal.
 """
+import copy
 from dataclasses import dataclass
 
 import torch
 
 from engine.cli import check
 from pretrained.loading import build_model, load_checkpoint, process_of
-
-
-class EncodedOnce:
-    """A model that encodes its first inputs only, and remembers them."""
-
-    def __init__(self, model):
-        self.model, self.context = model, None
-
-    def encode(self, *args):
-        self.context = self.context or self.model.encode(*args)
-        return self.context
-
-    def decode(self, *args):
-        return self.model.decode(*args)
-
-    def __getattr__(self, name):  # parts of the model that a process asks for
-        return getattr(self.model, name)
 
 
 @dataclass
@@ -44,19 +28,21 @@ class Speculative:
     name = "speculative"
 
     @torch.no_grad()
-    def generate(self, model, batch, noise, n_steps=1, n_samples=1):
+    def generate(self, model, batch, rng, n_steps=1, n_samples=1):
         """Yield drafts (B, T): the empty canvas, then one per evaluation of either network; the last is greedy AR's text.
 
         n_steps: of the drafter, in every round. n_samples: drafted in parallel, the best by the drafter's score is verified.
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.ar.inputs_attention)
-        drafter, T = EncodedOnce(self.drafter), batch.targets.size(1)
+        drafter, T = copy.copy(self.drafter), batch.targets.size(1)
+        encoded = drafter.encode(batch.inputs, batch.pad_mask, self.process.inputs_attention)
+        drafter.encode = lambda *args: encoded                                           # once for all rounds
         place, settled = torch.arange(T, device=batch.targets.device), torch.zeros_like(batch.targets[:, :1])  # (T,), (B, 1)
         text = torch.full_like(batch.targets, self.ar.pad)                               # (B, T)
         yield text
         while (settled < T).any():
             options = dict(n_steps=n_steps, n_samples=n_samples, temperature=0.0, frozen=place < settled)
-            _, *drafts = self.process.generate(drafter, batch._replace(targets=text), noise, **options)  # after the noise
+            _, *drafts = self.process.generate(drafter, batch._replace(targets=text), rng, **options)  # after the noise
             yield from drafts
             draft = torch.where(place < settled, text, drafts[-1])  # were a MASK settled, masked diffusion would fill it
             greedy = model.decode(self.ar.feed(draft), context, "causal").argmax(-1)     # (B, T)

@@ -41,8 +41,9 @@ def find_folder(name):
 def read_meta(folder):
     """Return (path, meta) of a prepared folder, given by path or by name in data/prepared. Raises UserError without one."""
     path = find_folder(folder)
-    check(path is not None, f"no data folder {folder!r}, nor {PREPARED.name}/{folder} beside data/prepare.py; "
-                            f"make it with: python data/prepare.py {Path(folder).name}")
+    check(not Path(folder).is_file(), f"{folder} is a file: name the folder that it is in, as train.jsonl")
+    check(path is not None, f"no data folder {folder!r}, nor data/prepared/{folder}; a task is a folder with train.jsonl, and "
+                            f"python data/prepare.py -h lists what it can make")
     if (path / "meta.json").exists():
         try:
             meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))

@@ -27,26 +27,26 @@ DENSITY, MEAN_SPAN = 0.15, 3.0  # T5's: share of the tokens that are noised, and
 
 # ---- rows (B, L) -> inputs (B, S), pad_mask (B, S) or None, targets (B, T); L is what row_length() says ----
 
-def prefix(rows, noise, tokenizer, input_len, target_len):
+def prefix(rows, rng, tokenizer, input_len, target_len):
     """Split at column S. Nothing is random; with S = 0 this is the causal objective."""
     return rows[:, :input_len], None, rows[:, input_len:]
 
 
-def random_prefix(rows, noise, tokenizer, input_len, target_len):
+def random_prefix(rows, rng, tokenizer, input_len, target_len):
     """Keep the last k of the S tokens before the targets, k uniform in 1 ... S; PAD stands for those before them."""
-    k = 1 + noise.integers(input_len)                                                    # (B,)
+    k = 1 + rng.integers(input_len)                                                    # (B,)
     pad_mask = torch.arange(input_len) < input_len - k[:, None]                          # (B, S)
     return rows[:, :input_len].masked_fill(pad_mask, tokenizer.pad), pad_mask, rows[:, input_len:]
 
 
-def span(rows, noise, tokenizer, input_len, target_len):
+def span(rows, rng, tokenizer, input_len, target_len):
     """Replace random spans by sentinels 0, 1, ...; the targets are each sentinel, the span it stands for, and EOS at the end.
 
     Kept and noised spans alternate. As in T5 the first is kept and the last is noised: a row with one span is a prefix LM.
     """
     L = rows.size(1)
     n_noise, n_spans, _, n_targets = span_lengths(L)
-    kept, noised = segments(L - n_noise, n_spans, noise), segments(n_noise, n_spans, noise)
+    kept, noised = segments(L - n_noise, n_spans, rng), segments(n_noise, n_spans, rng)
     ends = torch.stack((kept, noised), dim=2).flatten(1).cumsum(1)                       # (B, 2 n_spans)
     starts = F.pad(ends, (1, -1))
     first = torch.zeros_like(rows, dtype=torch.bool).scatter(1, starts, True)            # (B, L): a span begins here
@@ -106,7 +106,7 @@ def span_lengths(L):
     return SpanLengths(n_noise, n_spans, L - n_noise + n_spans, n_noise + n_spans + 1)
 
 
-def segments(n, n_segments, noise):
+def segments(n, n_segments, rng):
     """Return the lengths (B, n_segments), none of them 0, of a uniformly random split of n things."""
-    cuts = 1 + noise.uniform(n - 1).argsort(dim=1)[:, :n_segments - 1].sort(dim=1).values  # of n - 1 borders, a random set
+    cuts = 1 + rng.uniform(n - 1).argsort(dim=1)[:, :n_segments - 1].sort(dim=1).values  # of n - 1 borders, a random set
     return F.pad(F.pad(cuts, (1, 0)), (0, 1), value=n).diff(dim=1)

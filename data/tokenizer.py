@@ -14,6 +14,8 @@ import difflib
 import hashlib
 from pathlib import Path
 
+import tiktoken
+
 from engine.cli import UserError, check
 
 N_SENTINELS = 100  # as in T5, for span corruption
@@ -49,7 +51,7 @@ class Tokenizer:
         # Uniform noise draws from [0, n_noise): whatever a clean target may hold, hence EOS and PAD too, and nothing else.
         self.n_noise = self.n_text + 2
         self.hash = self._hash(ranks, pattern)
-        self._encoding = _tiktoken().Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def _hash(self, ranks, pattern):
         digest = hashlib.sha256(f"{pattern}\n{N_SENTINELS} {self.vocab_size}\n".encode())
@@ -92,7 +94,7 @@ def _bytes(name):
 
 def _gpt2(name):
     try:
-        encoding = _tiktoken().get_encoding("gpt2")
+        encoding = tiktoken.get_encoding("gpt2")
     except (OSError, ValueError) as error:  # requests' errors are OSErrors; a ValueError is a bad checksum
         raise UserError("tokenizer gpt2 needs one download by tiktoken, which failed "
                         f"({type(error).__name__}); go online once, or use --tokenizer=bpe") from error
@@ -121,14 +123,6 @@ def read_ranks(path):
     missing = next((b for b in range(256) if bytes([b]) not in ranks), None)
     check(missing is None, f"{path}: byte {missing} is no token of its own, so not every text could be encoded")
     return ranks
-
-
-def _tiktoken():
-    try:
-        import tiktoken  # here, not at the top: whoever lacks it gets one line instead of a traceback
-    except ImportError:
-        raise UserError("tiktoken is not installed: pip install tiktoken") from None
-    return tiktoken
 
 
 _NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)), "bytes": _bytes, "gpt2": _gpt2}

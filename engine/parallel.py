@@ -16,12 +16,12 @@ from torch.utils.checkpoint import checkpoint
 class LossModule(nn.Module):
     """The model in a module whose forward() is the loss of a process: what is copied or sharded, and hooked, as a whole."""
 
-    def __init__(self, model, nats):
+    def __init__(self, model, token_loss):
         super().__init__()
-        self.model, self.nats = model, nats
+        self.model, self.token_loss = model, token_loss
 
-    def forward(self, process, batch, noise):
-        return process.loss(self.model, batch, noise, self.nats)
+    def forward(self, process, batch, rng):
+        return process.loss(self.model, batch, rng, self.token_loss)
 
 
 def compile_model(model, blockwise=False, dynamic=None):

@@ -34,7 +34,7 @@ from engine.cli import UserError, check, one_of, parse, run
 from engine.devices import compiler_fault, out_of_memory, pick_device
 from engine.noise import Noise
 from engine.parallel import compile_model
-from experiments.cost import flops
+from experiments.common import flops
 from experiments.plain_gpt import PlainGPT
 from model import Transformer
 from start import shape_of

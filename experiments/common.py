@@ -1,7 +1,8 @@
-"""What the scripts of this folder share: data that is prepared where it is missing."""
+"""What the scripts of this folder share: data that is prepared where it is missing, and FLOPs."""
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
 from engine.cli import check
+from pretrained.loading import load_checkpoint, process_of
 
 
 def prepared_task(task, allow_code_execution):
@@ -21,3 +22,25 @@ def prepared_text(text, out):
     if text is None:
         prepare.main(["text", "--sources=stdlib:docs:0.2,stdlib:code:0.8", f"--out={out}/text"])
     return text or f"{out}/text"
+
+
+def flops(shape, n_tokens, logits=True):
+    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
+
+    Attention scores, a few %, are left out.
+    """
+    per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
+    backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
+    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
+
+
+def training_flops(paths):
+    """Return the FLOPs of training the runs that led to a model, each counted as forward pass x 3."""
+    total = 0
+    for path in paths:
+        c = load_checkpoint(path)
+        process = process_of(c)
+        passes = process.n_unroll if process.name == "uniform" else 1
+        per_sequence = flops(c["shape"], c["input_len"], logits=False) + passes * flops(c["shape"], c["target_len"])
+        total += 3 * per_sequence * c["config"]["batch_size"] * c["step"]
+    return total

@@ -17,13 +17,11 @@ from statistics import mean, stdev
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
-import sample
 import train_ar
 import train_diff
 from diffusion import PROCESSES
 from engine.cli import check, one_of, parse, run
-from experiments.common import prepared_task, prepared_text
-from experiments.cost import flops
+from experiments.common import flops, prepared_task, prepared_text
 from pretrained.loading import load_checkpoint
 
 KNOBS = {  # flags, from the steps that they work in and the teacher
@@ -34,7 +32,6 @@ KNOBS = {  # flags, from the steps that they work in and the teacher
     "full": lambda steps, teacher: ["--inputs_attention=full"],
     "teacher": lambda steps, teacher: [f"--teacher={teacher}"],
     "AR loss": lambda steps, teacher: ["--ar_weight=0.5"],
-    "distilled": lambda steps, teacher: [],  # the data of the fine-tuning are answers of the AR model
 }
 WITHOUT_AR = ("from scratch", "diffusion")
 
@@ -87,30 +84,26 @@ class Runs:
     def __init__(self, config, text, canvas):
         self.config, (S, T) = config, canvas
         self.on_text = [f"--data={text}", "--lr=1e-3", f"--input_len={S}", f"--target_len={T}", *SHARED]
-        self.on_task = ["--lr=3e-3", f"--steps={config.steps}", *SHARED]
-        self.ar, self.teacher, self.distilled = (f"{config.out}/{name}" for name in ("ar", "ar_task", "distilled"))
+        self.on_task = [f"--data={config.task}", "--lr=3e-3", f"--steps={config.steps}", *SHARED]
+        self.ar, self.teacher = f"{config.out}/ar", f"{config.out}/ar_task"
 
-    def prepare(self, chosen):
-        """Train AR on the text and on the task, and let it answer the task where a row is `distilled`."""
-        size, steps, task = f"--size={self.config.size}", f"--steps={self.config.pretrain_steps}", f"--data={self.config.task}"
+    def prepare(self):
+        """Train AR on the text and on the task."""
+        size, steps = f"--size={self.config.size}", f"--steps={self.config.pretrain_steps}"
         train_ar.main([*self.on_text, size, steps, f"--out_dir={self.ar}"])
-        train_ar.main([*self.on_task, task, f"--init_from={self.ar}", f"--out_dir={self.teacher}"])
-        if "distilled" in chosen:  # as many examples as are seen
-            n_examples = f"--n_examples={16 * self.config.steps}"
-            sample.main([self.teacher, f"--task={self.config.task}", f"--out={self.distilled}", n_examples])
+        train_ar.main([*self.on_task, f"--init_from={self.ar}", f"--out_dir={self.teacher}"])
 
     def tuned(self, name, n, seed):
         """Return the folder of a fine-tuned diffusion model that saw n steps on text with this knob."""
         model, size = f"{self.config.out}/{name.replace(' ', '_')}_{n}_{seed}", [f"--size={self.config.size}"]
         new = [f"--process={self.config.process}", f"--seed={seed}"]
-        data = f"--data={self.distilled if name == 'distilled' else self.config.task}"
         knob = lambda steps, teacher: size if name in WITHOUT_AR else [f"--init_from={self.ar}", *KNOBS[name](steps, teacher)]
         if n == 0:
-            train_diff.main([*self.on_task, data, *new, *knob(self.config.steps, self.teacher), f"--out_dir={model}"])
+            train_diff.main([*self.on_task, *new, *knob(self.config.steps, self.teacher), f"--out_dir={model}"])
         else:
             train_diff.main([*self.on_text, *new, *knob(n, self.ar), f"--steps={n}", f"--warmup={n // 5}",
                              f"--out_dir={model}_text"])
-            train_diff.main([*self.on_task, data, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
+            train_diff.main([*self.on_task, f"--seed={seed}", f"--init_from={model}_text", f"--out_dir={model}"])
         return model
 
     def measured(self, model):
@@ -126,7 +119,7 @@ def main(argv=None):
     (chosen, adapt), out = checked(config), Path(config.out)
     S, T = prepared_task(config.task, config.allow_code_execution)
     runs = Runs(config, prepared_text(config.text, out), (S, T))
-    runs.prepare(chosen)
+    runs.prepare()
     shape, P = load_checkpoint(runs.ar)["shape"], config.pretrain_steps
     cost = lambda passes: flops(shape, S, logits=False) + passes * flops(shape, T)
     equal = round(P * cost(1) / cost(2 if config.process == "uniform" else 1)) + max(adapt)

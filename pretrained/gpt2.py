@@ -146,7 +146,7 @@ def import_weights(file, tokenizer=None):
     n_vocab, shape = check_tensors(file, found, config.get("n_head"))
     check(n_vocab in (tokenizer.n_text + 1, tokenizer.vocab_size) and own.get("hash", tokenizer.hash) == tokenizer.hash,
           f"{file} ({n_vocab} tokens) was not trained with the tokenizer {tokenizer.name!r} ({tokenizer.n_text} and EOS); give "
-          f"the right one by --tokenizer, where the command has that flag")
+          f"the right one to train_ar.py or train_diff.py, by --tokenizer, and go on with the checkpoint they write")
     model = {name: tensor.float() for name, tensor in renamed(found, module_names(shape["n_layer"])).items()}
     model["embedding.weight"] = grown(model["embedding.weight"], tokenizer.vocab_size)
     # NOTE: our models start from the MASK token; this one from EOS, GPT-2's <|endoftext|>, behind which all its texts began.
@@ -171,7 +171,7 @@ def read_config(path):
 
 def read_tensors(file):
     """Return {published name: tensor} of a .safetensors file, without the prefix that transformers puts before every name."""
-    safetensors = import_safetensors()
+    import safetensors.torch  # here: only whoever reads or writes such files needs it
     try:
         tensors = safetensors.torch.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
@@ -214,14 +214,6 @@ def grown(rows, vocab_size):
     return torch.cat((rows, rows.mean(dim=0) + 0.01 * rows.std() * noise))
 
 
-def import_safetensors():
-    try:
-        import safetensors.torch  # here, not at the top: only whoever starts from GPT-2 needs it
-    except ImportError:
-        raise UserError("GPT-2's weights are safetensors files: pip install safetensors") from None
-    return safetensors
-
-
 def export(checkpoint, folder):
     """Write model.safetensors and config.json in the published format. Raises UserError if that cannot hold the checkpoint."""
     process, shape, folder = checkpoint["process"], checkpoint["shape"], Path(folder)
@@ -230,7 +222,8 @@ def export(checkpoint, folder):
     check(checkpoint["input_len"] == 0 or process["inputs_attention"] == "causal",
           "this model's inputs see each other both ways (--inputs_attention=bidirectional), which GPT-2 cannot")
     check(not folder.exists(), f"{folder} exists; it is not overwritten")
-    safetensors, partial = import_safetensors(), folder.with_name(folder.name + ".partial")
+    import safetensors.torch
+    partial = folder.with_name(folder.name + ".partial")
     modules = {ours: theirs for theirs, ours in module_names(shape["n_layer"]).items()}
     config = LIKE_GPT2 | {"architectures": ["GPT2LMHeadModel"], "n_layer": shape["n_layer"], "n_head": shape["n_head"],
                           "n_embd": shape["width"], "n_positions": shape["n_positions"], "vocab_size": shape["vocab_size"],

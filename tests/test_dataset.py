@@ -259,9 +259,11 @@ def test_a_folder_is_found_by_path_or_by_its_name_in_prepared(tmp_path, monkeypa
 
 def test_what_is_no_data_folder_is_refused_with_the_command_that_makes_one(tmp_path):
     (tmp_path / "file").touch()
-    for wrong in ("text_that_is_not_there", str(tmp_path / "nowhere"), str(tmp_path / "file")):
-        with pytest.raises(UserError, match="no data folder .*python data/prepare.py"):
+    for wrong in ("text_that_is_not_there", str(tmp_path / "nowhere")):
+        with pytest.raises(UserError, match="no data folder .*python data/prepare.py -h"):
             read_meta(wrong)
+    with pytest.raises(UserError, match="file is a file: name the folder that it is in"):
+        read_meta(tmp_path / "file")
     with pytest.raises(UserError, match="holds neither meta.json nor train.jsonl"):
         read_meta(tmp_path)
     for content in ("{", "[]", "{}", '{"kind": "image"}', "\x00"):

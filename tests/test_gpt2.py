@@ -5,7 +5,6 @@ import io
 import json
 import math
 import shutil
-import sys
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
@@ -427,8 +426,6 @@ def test_damaged_files_another_tokenizer_and_a_missing_library_are_named(small, 
     refused("was not trained with the tokenizer 'bpe'", load_checkpoint, small[1], tokenizer="bpe")
     refused("did you mean 'bytes'", load_checkpoint, small[1], tokenizer="byte")
     refused("no checkpoint at .*gpt2-huge; .*gpt2-xl", load_checkpoint, tmp_path / "gpt2-huge")
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    refused("pip install safetensors", load_checkpoint, small[1], tokenizer="bytes")
 
 
 def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_written(train, small, task, tmp_path):

@@ -179,7 +179,7 @@ def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_c
     (["--ar_weight=inf"], "--ar_weight=inf must be 0 or more, and finite"),
     (["--anneal_steps=-1"], "--anneal_steps=-1 must not be negative"),
     (["--anneal_steps=5", "--inputs_attention=full"], "--anneal_steps does not go with --inputs_attention=full"),
-    (["--shift", "--architecture=encoder-decoder"], "--shift: the targets of an encoder-decoder stand behind no inputs")])
+    (["--shift", "--architecture=encoder-decoder"], "--shift: the targets of an encoder-decoder do not follow its inputs")])
 def test_what_makes_no_sense_is_one_line_and_writes_nothing(train, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
         train("diff", tmp_path / "x", *FEW, *flags)

@@ -20,11 +20,11 @@ def rows_of(path):
 
 def test_knobs_measures_every_knob_at_every_n(task, text, tmp_path, capsys):
     flags = ["--steps=40", "--pretrain_steps=20", "--n_examples=2", "--seeds=1", "--size=1x16x2", "--percents=0,10",
-             "--knobs=from scratch,diffusion,shift,distilled,teacher"]
+             "--knobs=from scratch,diffusion,shift,teacher"]
     knobs.main([f"--task={task}", f"--text={text}", f"--out={tmp_path}/knobs", *flags])
     rows = [line[:20].rsplit(maxsplit=1) for line in rows_of(tmp_path / "knobs" / "table.txt")[3:]]
     assert rows[:2] == [["from scratch", "0"], ["diffusion", rows[1][1]]] and 2 < int(rows[1][1]) < 22
-    assert rows[2:] == [[name, n] for name in ("shift", "distilled", "teacher") for n in ("0", "2")]
+    assert rows[2:] == [[name, n] for name in ("shift", "teacher") for n in ("0", "2")]
 
 
 def test_table1_fills_the_four_cells(task, text, tmp_path, monkeypatch):

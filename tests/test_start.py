@@ -28,7 +28,7 @@ from engine.devices import choose_compile, choose_dtype, out_of_memory
     (["--tokenizer=byte"], "did you mean 'bytes'"), (["--target_len=0"], "--target_len=0 must be at least 1"),
     (["--input_len=2"], r"train.jsonl: \d+ of 30 examples do not fit .*--input_len=2"),
     (["--target_len=3"], r"train.jsonl: \d+ of 30 examples do not fit .*--target_len=3"),
-    (["--data=nowhere"], "no data folder 'nowhere'.*python data/prepare.py nowhere"),
+    (["--data=nowhere"], "no data folder 'nowhere'.*python data/prepare.py -h"),
     (["--init_from=nowhere"], "no checkpoint at nowhere"),
     (["--init_from={ar}", "--tokenizer=bpe"], "tokenizer mismatch: --tokenizer=bpe"),
     (["--init_from={ar}", "--size=1x16x2"], "--size=1x16x2 differs from the checkpoint"),
