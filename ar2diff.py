@@ -3,9 +3,9 @@
     python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
     python ar2diff.py gpt2 out/gpt2_ar2diff0
 
-Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. What changes is
-the process that the checkpoint names: targets are fed noised instead of shifted, and see both sides; so do inputs, of each
-other, unless --inputs_attention=causal. Every id that either process needs (EOS, PAD, MASK, sentinels) was reserved before AR
+Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. Of what is
+computed only the process changes: targets are fed noised instead of shifted, and see both sides; so do inputs, of each other,
+unless --inputs_attention=causal. Every id that either process needs (EOS, PAD, MASK, sentinels) was reserved before AR
 pretraining, so the embedding fits as it is. (--process=gaussian is the exception: it needs vectors that no AR model has.)
 """
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def new_vectors(shape, seed):
 
 @torch.no_grad()
 def causal_logits(checkpoint):
-    """Return the logits (2, 16, V) that a checkpoint's weights give fixed random tokens under the AR pattern."""
+    """Return the logits (2, 16, V) that a checkpoint's weights give fixed random tokens, inputs and targets causal."""
     model = build_model(checkpoint).eval()  # strict: every tensor is accounted for
     tokens = torch.randint(checkpoint["shape"]["vocab_size"], (2, 24), generator=torch.Generator().manual_seed(0))
     return model.decode(tokens[:, 8:], model.encode(tokens[:, :8], attention="causal"), "causal")

@@ -46,11 +46,11 @@ class Autoregressive:
 
     @torch.no_grad()
     def generate(self, model, batch, rng, temperature=0.0, top_k=0, n_samples=1, prefix=None):
-        """Yield drafts (B, T), PAD to the right: the empty canvas, then one token more each, until every row reached EOS.
+        """Yield drafts (B, T), PAD to the right: the empty canvas, then a token more each, until all rows hold EOS or are full.
 
         T is the width of batch.targets (their content is not read). temperature 0 is greedy; top_k 0 keeps all tokens.
-        Of N = n_samples drawn in parallel for each input the likeliest is kept, as in diffusion.py. prefix (B, P): targets that
-        are given already, what a model without inputs (S = 0) continues.
+        Of N = n_samples drawn in parallel for each input the likeliest is kept. prefix (B, P): targets that are given already,
+        what a model without inputs (S = 0) continues; it is in no draft.
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         token = torch.full_like(batch.targets[:, :1], self.start)

@@ -4,13 +4,13 @@
     Absorbing  tokens become MASK            masked diffusion: MDLM (arXiv 2406.07524), LLaDA (arXiv 2502.09992)
     Gaussian   embeddings get normal noise   CDCD (arXiv 2211.15089), Plaid (arXiv 2305.18619)
 
-All three learn x0 by cross-entropy; only forward noise and the way back differ. t in [0, 1] is the noise level: 0 = clean,
-1 = pure noise. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the length of the text
-is learned. Every process has
+All three learn x0 by cross-entropy, each from its own noise and with its own way back. t in [0, 1] is the noise level: 0 =
+clean, 1 = pure noise. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the length of
+the text is learned. Every process has
     corrupt(x0, t, rng) -> xt        loss(model, batch, rng) -> Losses        generate(model, batch, rng, ...) -> drafts
-where rng is a source of random numbers, one stream for each sequence (engine/noise.py).
+where rng is a source of random numbers, one stream for each sequence (engine/noise.py). Gaussian corrupts vectors of x0.
 
-generate() yields drafts (B, T): the noise it starts from, then one for every evaluation of the network; the last is the answer.
+generate() yields drafts (B, T): the noise it starts from, one for every evaluation of the network, the last is the answer.
 Of N = n_samples drawn in parallel for each input the one with the best model score is kept. Of batch.targets only the width is
 used, with two exceptions: positions where `frozen` (B, T) is True keep their token through every draft (infilling), and
 t_start < 1 starts from the targets noised to that level (revision). Other decoders: beyond/decoders.py. Bounds of the
@@ -27,7 +27,7 @@ from engine.noise import send
 
 
 def denoise(process, model, y, context):
-    """Return logits (B, T, V) of x0 from y, noised targets or a guess of them. The model is not told t: it sees how noisy y is.
+    """Return logits (B, T, V) of x0 from y, noised targets or a guess of them. It is not told t: it sees how noisy y is.
 
     process.shift is None, as in the paper: logits[:, i] are read at the position of y[:, i]. Else it is AR's start token, which
     is fed in front, and logits[:, i] are read one position earlier, where AR read them (DiffuLLaMA, arXiv 2410.17891).
@@ -48,7 +48,7 @@ def begin(process, model, batch, rng, n_samples, frozen):
 
 
 def start_from(process, x0, frozen, t, rng):
-    """Return x0 (B, T) noised to level t but where it is frozen. At t = 1 no other token of it is left."""
+    """Return tokens x0 (B N, T) noised to level t but where they are frozen. At t = 1 no other token of them is left."""
     return torch.where(frozen, x0, process.corrupt(x0, torch.full((len(x0),), t), rng))
 
 
@@ -69,7 +69,7 @@ class Uniform:
 
         A random token may be the old one, so a share t * (1 - 1/n_noise) changes.
         """
-        replaced = rng.uniform(x0.size(1)) < t[:, None]                                # (B, T), in float64, on the CPU
+        replaced = rng.uniform(x0.size(1)) < t[:, None]                                # (B, T), on the CPU
         random = rng.integers(self.n_noise, x0.size(1))
         return torch.where(send(replaced, x0.device), send(random, x0.device), x0)
 
@@ -93,7 +93,7 @@ class Uniform:
 
     @torch.no_grad()
     def generate(self, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
-        """Yield drafts (B, T); every step draws all positions anew from the model's prediction of x0.
+        """Yield drafts (B, T); every step draws all positions that are not frozen anew from the model's prediction of x0.
 
         Score, as in the paper: cross-entropy between the last step's input and its output logits. It is low where that step
         left the draft as it was, and costs no evaluation: the last draft itself is not scored.
@@ -129,7 +129,10 @@ class Absorbing:
         return logits
 
     def loss(self, model, batch, rng, token_loss=cross_entropy):
-        """(1/t) * cross-entropy of the masked positions, summed and divided by the fixed B * T (MDLM, arXiv 2406.07524)."""
+        """(1/t) * cross-entropy of the masked positions, summed and divided by the fixed B * T (MDLM, arXiv 2406.07524).
+
+        weighted=False trains without 1/t, which the log keeps.
+        """
         t = 1e-3 + (1 - 1e-3) * rng.stratified()                                       # (B,): 1/t stays finite
         xt = self.corrupt(batch.targets, t, rng)                                       # (B, T)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)

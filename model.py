@@ -7,7 +7,7 @@
     diffusion:  y = xt, noised x0,     attention = "bidirectional"   logits[:, i] predicts x0[:, i]
 
 So AR2Diff (arXiv 2401.17181, Figure 2) changes three arguments and no weight: y, what targets may see, and, unless one says
---inputs_attention=causal, what inputs may see (each other both ways, not only to the left). Loss and sampler change with them.
+--inputs_attention=causal, what inputs may see (each other both ways; an encoder's always do). Loss and sampler change too.
 
 Inputs never see targets (but for an option, --inputs_attention=full), so what becomes of them does not depend on y. encode()
 computes it once; decode() uses it for both passes of the loss, all steps and all samples; AR decoding appends its own tokens.
@@ -35,8 +35,8 @@ ARCHITECTURES = ("decoder-only", "encoder-decoder")
 @dataclass
 class Context:
     """What decode() needs to know of the inputs. AR decoding appends to keys and values: then they are its KV cache."""
-    keys: list  # n_layer x (B, H, S, D) for self-attention, None where there is nothing to see
-    values: list  # n_layer x (B, H, S, D)
+    keys: list  # n_layer x (B, H, S + n_targets, D) for self-attention, None where there is nothing to see
+    values: list  # likewise; in an encoder-decoder both hold targets only
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding
     n_targets: int = 0  # target columns that were appended
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
@@ -53,9 +53,9 @@ class Context:
 def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
     """Return (mask, is_causal) for attention; the queries are the last n_query of the n_key columns.
 
-    mask: bool, True = may be seen, or None where none is needed, which the fastest kernels want (is_causal serves square masks
-    only). ahead: so many columns to its right a causal query sees too. A query always sees itself, else a row of padding alone
-    would be NaN.
+    mask: bool, True = may be seen. None lets PyTorch choose its fastest kernel, and is_causal too, which is right only where
+    n_query == n_key. ahead: so many columns to its right a causal query sees as well (annealing, beyond/guide.py). A query
+    always sees itself, else a row of padding alone would be NaN.
     """
     if pad_mask is None and (not causal or n_query == 1):
         return None, False
@@ -63,7 +63,7 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
         return None, True
     column = torch.arange(n_key, device=device)                                          # (L,)
     own = column[n_key - n_query:, None]                                                 # (T, 1): where each query stands
-    mask = column <= own + ahead if causal else torch.ones_like(column <= own)           # (T, L)
+    mask = column <= own + (ahead if causal else n_key)                                  # (T, L); not causal: all True
     if pad_mask is not None:
         real = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)               # (B, L): targets are never masked
         mask = (mask & real[:, None, None, :]) | (column == own)                         # (B, 1, T, L)
@@ -71,7 +71,7 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
 
 
 def waves(start, n, dim, device, base=10000.0):
-    """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1 at wavelengths of 2 pi to 2 pi base."""
+    """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1, at wavelengths from 2 pi to nearly 2 pi base."""
     frequencies = base ** torch.linspace(0, 2 / dim - 1, dim // 2, device=device)
     angles = (start + torch.arange(n, device=device, dtype=torch.float32))[:, None] * frequencies
     return angles.cos(), angles.sin()
@@ -149,7 +149,7 @@ class Block(nn.Module):
 
 
 class NoisyVectors(nn.Module):
-    """What embedding diffusion adds: a unit vector of width D_e per token, and a way of noised vectors into the model."""
+    """What embedding diffusion adds: a vector of width D_e per token, and a way of noised vectors into the model."""
 
     def __init__(self, vocab_size, vector_width, width):
         super().__init__()
@@ -167,7 +167,7 @@ class NoisyVectors(nn.Module):
 class Transformer(nn.Module):
     """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
 
-    A flavour for outside weights (pretrained/) overrides Block, init_weights, embed, embed_targets, rotary and logits only.
+    A flavour for outside weights (pretrained/) overrides Block, init_weights, embed, embed_targets, rotary and logits.
     """
     Block = Block
 

@@ -2,9 +2,9 @@
 
     python sample.py out/ar2diff_code --decoder=unrolled --prompt="..."
 
-A decoder is called as decoder(process, model, batch, noise, ...) and yields what generate() does: drafts (B, T), the noise
-first, then one for every evaluation of the network. Its keyword arguments are its options, with their defaults; n_steps,
-n_samples, temperature, frozen and t_start are every decoder's. To add one, write the function and give it an entry: sample.py,
+A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
+then one for every evaluation of the network. Its keyword arguments are its options, with their defaults; n_steps, n_samples,
+temperature, frozen and t_start are every diffusion decoder's. To add one, write the function and give it an entry: sample.py,
 eval.py and the tests that hold for every decoder find it there. A new option also wants a flag in sample.py: GenerateConfig.
 """
 import math
@@ -62,7 +62,7 @@ def unrolled(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=
 
 @torch.no_grad()
 def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
-    """Draw x0, then x_s from q(x_s | x_t, x0): samples what the bound of likelihood.py measures."""
+    """Draw x0, then x_s from q(x_s | x_t, x0): at temperature 1 this samples what the bound of likelihood.py measures."""
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts = [start_from(process, x0, frozen, t_start, rng)]                           # each (B N, T)
     for i in range(n_steps):
@@ -75,10 +75,10 @@ def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples
 
 
 def reverse(V, x0, xt, t, s, rng):
-    """Draw x_s (B, T) from q(x_s | x_t, x0), s < t: by Bayes' rule x_t, x0 or a random one of V tokens, with these odds."""
-    kept = (1 - t) / (1 - s)                                                             # share of tokens kept from s to t
-    as_xt = kept * (s + V * (1 - s) * (x0 == xt).double())                               # (B, T)
-    as_x0, other = (1 - kept) * (1 - s), (1 - kept) * s
+    """Draw x_s (B N, T) from q(x_s | x_t, x0), s < t: by Bayes' rule x_t, x0 or a random one of V tokens, with these odds."""
+    share = (1 - t) / (1 - s)                                                            # of tokens kept from s to t
+    as_xt = share * (s + V * (1 - s) * (x0 == xt).double())                               # (B, T)
+    as_x0, other = (1 - share) * (1 - s), (1 - share) * s
     u = rng.uniform(x0.size(1)).to(x0.device) * (as_xt + as_x0 + other)
     random = rng.integers(V, x0.size(1)).to(x0.device)
     return torch.where(u < as_xt, xt, torch.where(u < as_xt + as_x0, x0, random))
@@ -109,7 +109,7 @@ def blocks(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8,
 
 @torch.no_grad()
 def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None, t_start=1.0):
-    """Reveal the most certain tokens, equally many a step (LLaDA's low-confidence remasking); block_len as in blocks()."""
+    """Reveal the most certain tokens, equally many a step (LLaDA); block_len as in blocks(), 0 = all."""
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
@@ -130,7 +130,7 @@ def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_sample
 @torch.no_grad()
 def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, remask=0.0, frozen=None,
                      t_start=1.0):
-    """Reveal each token with probability (t - s) / t: samples what the bound of likelihood.py measures.
+    """Reveal each token with probability (t - s) / t: at temperature 1 this samples what the bound of likelihood.py measures.
 
     remask in (0, 1] also masks decided tokens again, with that share of the largest probability that keeps q(x_t) (ReMDM, arXiv
     2503.00307); of such a token the last score counts.
