@@ -131,5 +131,5 @@ def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless
 def test_the_config_names_every_option_of_every_process_that_a_user_may_set():
     fields = {field for process in start.PROCESSES.values() for field in process.__dataclass_fields__}
     own = {"n_noise", "mask", "inputs_attention", "targets_attention", "shift", "sigma_min", "sigma_max"}  # of all, or fixed
-    assert set(train_diff.OPTIONS) == fields - own
-    assert all(train_diff.Config.__dataclass_fields__[option].default is None for option in train_diff.OPTIONS)
+    assert set(start.OPTIONS) == fields - own
+    assert all(train_diff.Config.__dataclass_fields__[option].default is None for option in start.OPTIONS)
