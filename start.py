@@ -26,6 +26,37 @@ SIZES = {
 
 
 @dataclass
+class LoopConfig:
+    data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
+    out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
+    init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
+    resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
+    tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
+    input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
+    target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
+    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: init_from's, else prefix or causal
+    too_long: str = "error"  # training examples that do not fit the canvas: error or drop
+    steps: int = 1000  # optimizer steps
+    batch_size: int = 64  # sequences per optimizer step, over all ranks
+    micro_batch_size: int = 64  # sequences per forward pass of one rank; lower it if memory runs out
+    lr: float = 1e-3  # peak learning rate of AdamW
+    schedule: str = "cosine"  # cosine (to a tenth of lr) or constant, after the warm-up
+    warmup: int = 50  # steps of linear warm-up
+    weight_decay: float = 0.1  # on matrices only
+    beta2: float = 0.99  # AdamW's second moment decay
+    grad_clip: float = 1.0  # largest gradient norm
+    log_every: int = 10  # steps between log lines
+    eval_every: int = 250  # steps between checkpoints, each followed by a validation
+    eval_sequences: int = 256  # validation sequences, always the same ones with the same noise
+    seed: int = 0  # of weights, data order and noise
+    device: str = "auto"  # auto, cpu, cuda or mps
+    dtype: str = "auto"  # auto (bfloat16 where it is faster, on most GPUs and some CPUs), float32 or bfloat16
+    compile: str = "auto"  # auto (on CUDA), yes or no
+    recompute: bool = False  # compute activations inside blocks again for the backward pass: less memory, more time
+    fsdp: bool = False  # under torchrun: each rank holds a shard of weights, gradients and moments, not a copy
+
+
+@dataclass
 class ModelConfig:
     size: str | None = None  # tiny, mini, base, large, xl or LAYERSxWIDTHxHEADS (4x128x4); default: the checkpoint's, or tiny
     architecture: str | None = None  # decoder-only or encoder-decoder; default: the checkpoint's, or decoder-only

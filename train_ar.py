@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from engine.cli import check, one_of, parse, run
 from pretrained.loading import process_of
-from start import ModelConfig, choose_tokenizer, new_ar, origin_of
-from train_loop import LoopConfig, train
+from start import LoopConfig, ModelConfig, choose_tokenizer, new_ar, origin_of
+from train_loop import train
 
 
 @dataclass

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from ar2diff import transfer
 from beyond.guide import GuideConfig, new_guide
 from engine.cli import parse, run
-from start import ModelConfig, canvas, choose_process, choose_tokenizer, origin_of
-from train_loop import LoopConfig, train
+from start import LoopConfig, ModelConfig, canvas, choose_process, choose_tokenizer, origin_of
+from train_loop import train
 
 
 @dataclass

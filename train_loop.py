@@ -6,8 +6,7 @@ dropout masks, where dropout is used), and resuming on a CPU changes nothing.
 """
 import math
 import time
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
@@ -16,51 +15,11 @@ import torch.nn as nn
 from autoregressive import cross_entropy
 from data.dataset import open_data
 from engine.checkpoint import describe, lineage, save_checkpoint
-from engine.cli import UserError
-from engine.devices import choose_compile, choose_dtype, out_of_memory, start_ranks
+from engine.devices import out_of_memory, start_ranks
 from engine.noise import Noise
-from engine.parallel import (
-    LossModule,
-    compile_model,
-    load_optimizer,
-    recompute_blocks,
-    spread,
-    synchronised,
-    whole,
-)
-from engine.run_log import RunLog, Tally
+from engine.parallel import load_optimizer, prepare, synchronised, whole
+from engine.run_log import RunLog, Tally, check_finite
 from start import best_loss, canvas, check_config, open_out_dir, start_model
-
-
-@dataclass
-class LoopConfig:
-    data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
-    out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
-    init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
-    resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
-    tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
-    input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
-    target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
-    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: init_from's, else prefix or causal
-    too_long: str = "error"  # training examples that do not fit the canvas: error or drop
-    steps: int = 1000  # optimizer steps
-    batch_size: int = 64  # sequences per optimizer step, over all ranks
-    micro_batch_size: int = 64  # sequences per forward pass of one rank; lower it if memory runs out
-    lr: float = 1e-3  # peak learning rate of AdamW
-    schedule: str = "cosine"  # cosine (to a tenth of lr) or constant, after the warm-up
-    warmup: int = 50  # steps of linear warm-up
-    weight_decay: float = 0.1  # on matrices only
-    beta2: float = 0.99  # AdamW's second moment decay
-    grad_clip: float = 1.0  # largest gradient norm
-    log_every: int = 10  # steps between log lines
-    eval_every: int = 250  # steps between checkpoints, each followed by a validation
-    eval_sequences: int = 256  # validation sequences, always the same ones with the same noise
-    seed: int = 0  # of weights, data order and noise
-    device: str = "auto"  # auto, cpu, cuda or mps
-    dtype: str = "auto"  # auto (bfloat16 where it is faster, on most GPUs and some CPUs), float32 or bfloat16
-    compile: str = "auto"  # auto (on CUDA), yes or no
-    recompute: bool = False  # compute activations inside blocks again for the backward pass: less memory, more time
-    fsdp: bool = False  # under torchrun: each rank holds a shard of weights, gradients and moments, not a copy
 
 
 @out_of_memory("--micro_batch_size", "--target_len")
@@ -75,15 +34,8 @@ def train(config, process, tokenizer, origin=None, guide=None):
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
-    dtype, compiled = choose_dtype(config.dtype, device, model.shape["width"]), choose_compile(config.compile, device)
+    loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
-    if config.recompute:
-        recompute_blocks(model)
-    if compiled:
-        compile_model(model, blockwise=config.fsdp)
-    token_loss = torch.compile(cross_entropy) if compiled else cross_entropy
-    loss_of = spread(LossModule(model, token_loss), config.fsdp, world, device, dtype)
-    autocast = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []
     if config.resume:
@@ -165,15 +117,6 @@ def evaluate(loss_of, process, data, config, device, autocast, rank=0, world=1):
         with autocast:
             tally.add(loss_of(process, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
     return tally.summary(world)
-
-
-def check_finite(loss, norm, weights, step, lr, out_dir):
-    """Raise UserError if the step broke the weights, which must not be saved then, or is about to."""
-    broken = not all(x.isfinite().all() for x in weights.values() if x is not None)
-    if broken or not (math.isfinite(loss) and math.isfinite(norm)):
-        raise UserError(f"loss {loss}, gradient norm {norm} at or shortly before step {step}, learning rate {lr:.2e}; "
-                        f"checkpoints saved before are untouched. Lower --lr or raise --warmup, in a new --out_dir (with "
-                        f"--init_from={out_dir} where it holds a checkpoint)")
 
 
 def learning_rate(config, step):

@@ -12,6 +12,8 @@ import torch
 import torch.nn as nn
 from torch.utils.checkpoint import checkpoint
 
+from engine.devices import choose_compile, choose_dtype
+
 
 class LossModule(nn.Module):
     """The model in a module whose forward() is the loss of a process: what is copied or sharded, and hooked, as a whole."""
@@ -22,6 +24,21 @@ class LossModule(nn.Module):
 
     def forward(self, process, batch, rng):
         return process.loss(self.model, batch, rng, self.token_loss)
+
+
+def prepare(model, token_loss, config, world, device):
+    """Return (LossModule, autocast context, dtype) of a training run, compiled, recomputed and spread as its flags say.
+
+    Raises UserError for what this machine lacks.
+    """
+    dtype, compiled = choose_dtype(config.dtype, device, model.shape["width"]), choose_compile(config.compile, device)
+    if config.recompute:
+        recompute_blocks(model)
+    if compiled:
+        compile_model(model, blockwise=config.fsdp)
+        token_loss = torch.compile(token_loss)
+    loss_module = spread(LossModule(model, token_loss), config.fsdp, world, device, dtype)
+    return loss_module, torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16), dtype
 
 
 def compile_model(model, blockwise=False, dynamic=None):

@@ -91,3 +91,12 @@ class RunLog:
 def losses_text(summary):
     first_pass = f" | first pass {summary['first_pass']:.4f}" if "first_pass" in summary else ""
     return f"loss {summary['loss']:.4f}{first_pass}"
+
+
+def check_finite(loss, norm, weights, step, lr, out_dir):
+    """Raise UserError if the step broke the weights, which must not be saved then, or is about to."""
+    broken = not all(x.isfinite().all() for x in weights.values() if x is not None)
+    if broken or not (math.isfinite(loss) and math.isfinite(norm)):
+        raise UserError(f"loss {loss}, gradient norm {norm} at or shortly before step {step}, learning rate {lr:.2e}; "
+                        f"checkpoints saved before are untouched. Lower --lr or raise --warmup, in a new --out_dir (with "
+                        f"--init_from={out_dir} where it holds a checkpoint)")
