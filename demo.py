@@ -140,7 +140,7 @@ def evaluate_all(config, out, lineage):
     rows = []
     for label, names in lineage.items():
         path = f"{out}/{names[-1]}_{config.task}"
-        result = step(evaluation, path, f"--n_examples={config.n_examples}", f"--out={path}/predictions.jsonl",
+        result, = step(evaluation, path, f"--n_examples={config.n_examples}", f"--out={path}/predictions.jsonl",
                       *(["--allow_code_execution"] if config.task == "code" else []))
         folders = [f"{out}/{name}" for name in names if name != "ar2diff_0"] + [path]
         steps = " + ".join(str(load_checkpoint(folder)["step"]) for folder in folders)

@@ -3,14 +3,17 @@
     python eval.py out/ar2diff_code --data=code --allow_code_execution
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
     python eval.py out/ar2diff --metric=bits                   # likelihood, on text too: its validation part
+    python eval.py out/seed0,out/seed1 --json=scores.json      # several models, for experiments/compare.py
 
-What is needed to read a score, and to get it again, is printed with it: the runs that trained the model, decoding settings,
-standard error, shares of empty and of unfinished answers, network evaluations and seconds. Generated programs are executed only
-with --allow_code_execution, and only by scoring/sandbox.py.
+The gold answers are scored first: where they do not get 100, no model's score means what it says. What is needed to read a
+score, and to get it again, is printed with it: the runs that trained the model, decoding settings, standard error, shares of
+empty and of unfinished answers, why programs failed, network evaluations and seconds. Generated programs are executed only with
+--allow_code_execution, and only by scoring/sandbox.py.
 """
 import json
+import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,29 +21,32 @@ import torch
 from beyond.likelihood import bits, bound_of, task_batches
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
-from engine.checkpoint import lineage
-from engine.cli import UserError, check, one_of, parse, run
+from engine.checkpoint import commit, lineage
+from engine.cli import check, check_new, one_of, parse, run, write_new
 from engine.devices import out_of_memory
 from engine.noise import Noise
 from pretrained.loading import load_checkpoint
 from sample import GenerateConfig, load_writer
-from scoring import metrics
-from scoring.sandbox import check_canaries, run_many
+from scoring import judge, metrics
+from scoring.sandbox import TIMEOUT, check_canaries
 
 
 @dataclass(kw_only=True)
 class Config(GenerateConfig):
-    checkpoint: str  # positional: a .pt file or the out_dir of a run
+    checkpoint: str  # positional: a .pt file or the out_dir of a run; several with commas between them
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
     split: str = "test"  # train, valid or test
     n_examples: int | None = None  # score the first n only
     batch_size: int = 16  # examples decoded together; changes speed and rounding only
     n_programs: int = 1  # code: programs per problem, for pass@k
     k: int = 1  # code: the k of pass@k
-    metric: str | None = None  # bits: bits per token and byte of the targets; default: the score that the task names
+    metric: str | None = None  # bleu, qa, exact, code, or bits: per token and byte of the targets; default: as the task says
     n_draws: int = 64  # bits: noise levels per sequence (AR is exact without)
     allow_code_execution: bool = False  # run the programs that the model writes: see the warning in scoring/sandbox.py
+    timeout: float = TIMEOUT  # code: seconds of processor time for each program
+    strict: bool = False  # stop where not even the gold answers score 100
     out: str | None = None  # JSONL file for inputs, targets and predictions
+    json: str | None = None  # file for all that is known of every result
 
 
 def answer(writer, examples, config):
@@ -68,33 +74,26 @@ def answer(writer, examples, config):
 
 
 def scored_examples(config, path, meta):
-    """Return (metric, examples) of a task's split. Raises UserError where they cannot be scored in the way that it names."""
+    """Return (metric, examples, language) of a task's split. Raises UserError where they cannot be scored in that way."""
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
-    metric = one_of("metric (in meta.json)", meta.get("metric", "exact"), (*metrics.METRICS, "code"))
+    name = "metric" if config.metric else "metric (in meta.json)"
+    metric = one_of(name, config.metric or meta.get("metric", "exact"), judge.METRICS)
     check(metric != "code" or config.allow_code_execution,
           "scoring code means running programs that a model wrote; read the top of scoring/sandbox.py, then say "
           "--allow_code_execution")
     examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+    language = meta.get("language") or metrics.language_of(text for e in examples for text in metrics.gold_answers(e))
     if metric == "code":
         check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
         check_canaries()
-    return metric, examples
-
-
-def score(metric, predictions, examples, config):
-    """Return {name: (percent, standard error)}, running the programs where the metric is `code`."""
-    if metric != "code":
-        return metrics.METRICS[metric](predictions, examples)
-    jobs = [(program, "\n".join(e["tests"]), e.get("setup", "")) for e, ps in zip(examples, predictions) for program in ps]
-    passed = iter([result.passed for result in run_many(jobs)])
-    per_problem = [[next(passed) for _ in ps] for ps in predictions]
-    return metrics.code_scores(per_problem, [config.k]) | metrics.exact_scores(predictions, examples)
+    return metric, examples, language
 
 
 def provenance(config, checkpoint, writer, path, split):
     """Return what it takes to get a result again."""
     return dict(checkpoint=config.checkpoint, lineage=lineage(checkpoint), process=writer.process.name, data=str(path),
-                split=split, seed=config.seed, torch=torch.__version__, device=str(writer.device),
+                split=split, seed=config.seed, training_seed=checkpoint["config"].get("seed"), commit=commit(),
+                tokenizer=writer.tokenizer.name, torch=torch.__version__, device=str(writer.device),
                 dtype=str(writer.dtype).removeprefix("torch."), compiled=writer.compiled)
 
 
@@ -124,50 +123,59 @@ def evaluate_bits(config, checkpoint, path, meta):
             | provenance(config, checkpoint, writer, path, split))
 
 
-def evaluate(config):
-    """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
+def check_flags(config):
+    """Raise UserError for the first flag that makes no sense, before anything is loaded."""
     for name in ("n_programs", "k", "batch_size"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     check(config.n_examples is None or config.n_examples >= 1, f"--n_examples={config.n_examples} must be at least 1")
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
+    check(0 < config.timeout < 1e6, f"--timeout={config.timeout} must be above 0 and below a million seconds")
     one_of("split", config.split, ("train", "valid", "test"))
+    check_new(config.out, "out")
+    check_new(config.json, "json")
+
+
+def is_greedy(writer):
+    """Return whether every program of a problem would be the same, whatever the seed."""
+    certain = writer.options.get("temperature", 0) == 0
+    return (writer.process.name == "speculative" or (writer.process.name == "ar" and certain)
+            or (writer.process.name == "absorbing" and writer.decoder != "ancestral" and certain))
+
+
+def evaluate(config):
+    """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
     checkpoint = load_checkpoint(config.checkpoint)
     data = config.data or checkpoint["config"]["data"]
     check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
     path, meta = read_meta(data)
     if config.metric is not None:
-        one_of("metric", config.metric, ("bits",))
+        one_of("metric", config.metric, (*judge.METRICS, "bits"))
+    if config.metric == "bits":
         return evaluate_bits(config, checkpoint, path, meta)
-    check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
     writer = load_writer(config.checkpoint, config)
-    greedy = writer.process.name == "speculative" or (writer.process.name == "ar" and writer.options["temperature"] == 0)
-    check(config.n_programs == 1 or not greedy,
+    check(config.n_programs == 1 or not is_greedy(writer),
           f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
-    metric, examples = scored_examples(config, path, meta)
+    metric, examples, language = scored_examples(config, path, meta)
     check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
-    if config.out:
-        write_predictions(config.out, [], [])  # found out now, not after an hour of decoding
+    fault = judge.gold_fault(metric, examples, language, config.timeout)
+    check(not (fault and config.strict), f"--strict: {path}, {config.split}: {fault}")
+    if fault:
+        print(f"warning: {path}, {config.split}: {fault}", file=sys.stderr)
     predictions, facts = answer(writer, examples, config)
-    if config.out:
-        write_predictions(config.out, examples, predictions)
+    if config.out:  # before they are scored: what took an hour is not lost if that fails
+        rows = [{"input": e["input"], "target": e["target"], "predictions": p} for e, p in zip(examples, predictions)]
+        write_new(config.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "out")
     n, n_answers = len(examples), len(examples) * config.n_programs
     answers = writer.tokenizer.encode_batch([text for texts in predictions for text in texts])
-    return dict(scores=score(metric, predictions, examples, config), n=n, metric=metric,
-                signature=metrics.bleu_signature(examples) if metric == "bleu" else None,
+    scores, failures = judge.score(metric, predictions, examples, language, config.k, config.timeout)
+    return dict(scores=scores, failures=failures, gold=fault, n=n, metric=metric,
+                signature=metrics.signature(metric, examples, language),
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
                 distinct_2=metrics.distinct_n(answers, 2),
                 evaluations=facts["evaluations"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
                 seconds=facts["seconds"] / n_answers, decoder=writer.decoder, options=writer.options, drafter=config.drafter,
                 **provenance(config, checkpoint, writer, path, config.split))
-
-
-def write_predictions(path, examples, predictions):
-    rows = [{"input": e["input"], "target": e["target"], "predictions": p} for e, p in zip(examples, predictions)]
-    try:
-        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write --out={path}: {error.strerror}") from error
 
 
 def report(r):
@@ -184,6 +192,8 @@ def report(r):
     options = ", ".join((r["decoder"], *(f"{k} {v}" for k, v in r["options"].items())))
     lines = [f"{r['checkpoint']} ({r['process']}; {options}; seed {r['seed']}) {facts}", trained]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in r["scores"].items()]
+    lines += [f"  not even the gold answers score 100: {r['gold']}"] if r["gold"] else []
+    lines += [f"  failed: {judge.counted(r['failures'])}"] if r["failures"] else []
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "
               f"distinct-2 {r['distinct_2']:.3f}",
               f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, "
@@ -195,9 +205,17 @@ def report(r):
 @out_of_memory("--batch_size", "--n_samples")
 def main(argv=None):
     config = parse(Config, argv)
-    result = evaluate(config)
-    print("\n".join(report(result)))
-    return result | {"config": asdict(config)}
+    check_flags(config)
+    several = [config.checkpoint] if Path(config.checkpoint).exists() else config.checkpoint.split(",")
+    check(len(several) == 1 or not config.out, "--out is for the answers of one model")
+    results = []
+    for checkpoint in several:
+        one = replace(config, checkpoint=checkpoint)
+        results.append(evaluate(one) | {"config": asdict(one)})
+        print("\n".join(report(results[-1])), flush=True)
+    if config.json:
+        write_new(config.json, json.dumps(results, indent=1) + "\n", "json")
+    return results
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn as nn
 
 from autoregressive import cross_entropy
 from data.dataset import open_data
-from engine.checkpoint import describe, lineage, save_checkpoint
+from engine.checkpoint import commit, describe, lineage, save_checkpoint
 from engine.devices import out_of_memory, start_ranks
 from engine.noise import Noise
 from engine.parallel import load_optimizer, prepare, synchronised, whole
@@ -42,7 +42,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
         load_optimizer(optimizer, origin["optimizer"])
         first_step, best, history = origin["step"], best_loss(out_dir / "best.pt"), origin["history"]
     facts = dict(shape=model.shape, process=describe(process), tokenizer={"name": tokenizer.name, "hash": tokenizer.hash},
-                 input_len=input_len, target_len=target_len, config=asdict(config), history=history)
+                 input_len=input_len, target_len=target_len, config=asdict(config), history=history, commit=commit())
 
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)

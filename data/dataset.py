@@ -53,6 +53,8 @@ def read_meta(folder):
         check(known, f"{path / 'meta.json'}: \"kind\" must be task or text")
         for key in ("input_len", "target_len"):
             check(isinstance(meta.get(key, 0), int), f"{path / 'meta.json'}: {key!r} must be a whole number")
+        for key in ("metric", "language"):
+            check(isinstance(meta.get(key, ""), str), f"{path / 'meta.json'}: {key!r} must be a string")
         return path, meta
     check((path / "train.jsonl").exists() or (path / "test.jsonl").exists(),
           f"{path} holds neither meta.json nor train.jsonl / test.jsonl; data/prepare.py makes such folders")

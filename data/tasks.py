@@ -2,7 +2,8 @@
 
 A task is a folder of JSONL files, one example a line: {"input": str, "target": str} and, where the metric uses them,
 "references" (all gold answers), "tests" and "setup" (Python that runs after the program: setup first, then the tests).
-train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the metric. Your own data is just such a folder.
+train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the metric, and the language of the targets (zh, say)
+where it has no spaces between words. Your own data is just such a folder.
 
     write_task("squad", "data/prepared/squad")      # data/prepare.py is the command line of this function
     examples = read_jsonl("data/prepared/squad/train.jsonl")
@@ -91,7 +92,8 @@ def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwri
             splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
         counts = {split: _write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
         check(all(counts.values()), f"{name}: an original file has no example: {counts}")
-        meta = {"kind": "task", "name": name, **_META[name], "counts": counts}
+        language = {"multi30k": langs[-2:], "wmt14": langs[-2:], "squad": "en"}.get(name)  # of the targets
+        meta = {"kind": "task", "name": name, **({"language": language} if language else {}), **_META[name], "counts": counts}
         (draft / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     return counts
 

@@ -2,11 +2,12 @@
 
 A checkpoint is a dict: model (state dict), shape (constructor arguments of the Transformer, and its flavour if that is one of
 pretrained/), process (its name and options), tokenizer (name and hash), input_len, target_len, step, config (all flags),
-history (the runs it descends from); and, to resume, optimizer and best (the lowest validation loss so far). What is built from
-it: pretrained/loading.py.
+history (the runs it descends from), commit (of this code); and, to resume, optimizer and best (the lowest validation loss so
+far). What is built from it: pretrained/loading.py.
 """
 import os
 import pickle
+import subprocess
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
@@ -57,6 +58,14 @@ def read_checkpoint(file, device="cpu"):
 def describe(process):
     """Return a process as primitives: its name and its options, the attention patterns among them."""
     return {"name": process.name, **asdict(process)}
+
+
+def commit():
+    """Return the commit of this code, with a + where files of it were changed since; None where git does not say."""
+    git = lambda *words: subprocess.run(["git", "-C", os.path.dirname(__file__), *words], capture_output=True, text=True)
+    with suppress(OSError):
+        head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+        return head + "+" * bool(git("status", "--porcelain", "-uno").stdout.strip()) or None
 
 
 def lineage(checkpoint):

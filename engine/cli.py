@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import typing
+from contextlib import suppress
 
 
 class UserError(Exception):
@@ -114,13 +115,43 @@ def one_of(name, value, choices):
     raise UserError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
 
 
+def check_new(path, flag):
+    """Raise UserError unless write_new(path, ..., flag) can write there later; leaves nothing. None is no path."""
+    if path is not None:
+        check(not os.path.exists(path), f"--{flag}={path} exists; it is not overwritten")
+        write_new(path, "", flag)
+        os.unlink(path)
+
+
+def write_new(path, text, flag):
+    """Write a file beside its place and move it there: what stops halfway leaves nothing. Raises UserError."""
+    partial = f"{path}.partial"
+    try:
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(partial, path)
+        finally:
+            with suppress(OSError):
+                os.unlink(partial)
+    except OSError as error:
+        raise UserError(f"cannot write --{flag}={path}: {error.strerror}") from error
+
+
 def run(main):
-    """Call a script's main(); a UserError becomes one line on stderr and exit code 2."""
+    """Call a script's main(); a UserError becomes one line on stderr and exit code 2.
+
+    A pipe that nobody reads any more ends the script without a word, as it does other tools.
+    """
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows is not UTF-8 otherwise
             stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be written at exit, to nobody
+        sys.exit(141)  # 128 + SIGPIPE
     except UserError as error:
         sys.exit(_fail("error: " + " ".join(str(error).split()), 2))
     except KeyboardInterrupt:

@@ -30,7 +30,7 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
 from autoregressive import Autoregressive, cross_entropy
 from data.dataset import Batch
 from diffusion import Absorbing, Uniform
-from engine.cli import UserError, check, one_of, parse, run
+from engine.cli import check, check_new, one_of, parse, run, write_new
 from engine.devices import compiler_fault, out_of_memory, pick_device
 from engine.noise import Noise
 from engine.parallel import compile_model
@@ -258,7 +258,7 @@ def checked(config):
     for dtype in config.dtypes.split(","):
         one_of("dtypes", dtype, DTYPES)
     shape_of(config.size)
-    check(not (config.out and Path(config.out).exists()), f"--out={config.out} exists; it is not overwritten")
+    check_new(config.out, "out")  # a file that cannot be written is found out now, not after minutes
     if config.compiled:
         fault = compiler_fault(device)
         check(not fault, f"--compiled: torch.compile does not work here ({fault})")
@@ -268,12 +268,9 @@ def checked(config):
 
 def save(config, **found):
     """Write what was found, with what it takes to find it again, where --out says so. Raises UserError."""
-    try:
-        if config.out:
-            facts = dict(config=asdict(config), torch=torch.__version__) | found
-            Path(config.out).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write --out={config.out}: {error.strerror}") from error
+    if config.out:
+        facts = dict(config=asdict(config), torch=torch.__version__) | found
+        write_new(config.out, json.dumps(facts, indent=1) + "\n", "out")
 
 
 @out_of_memory("--batch_size", "--lengths")
@@ -284,7 +281,6 @@ def main(argv=None):
     with torch.device("meta"):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     facts = dict(device=name, n_params=n_params)
-    save(config, **facts)  # a file that cannot be written is found out now, not after minutes
     print(f"{name}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
                              TRAINING, training_line, bench_training(config, device))

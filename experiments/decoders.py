@@ -41,7 +41,7 @@ def measure(path, process, config):
         for flags in VARIANTS.get((process, decoder), [""]):
             words = [path, f"--decoder={decoder}", *flags.split(), f"--n_steps={n_steps}", f"--n_examples={config.n_examples}"]
             with contextlib.redirect_stdout(io.StringIO()):
-                r = evaluation.main([*words, *allowed])
+                r, = evaluation.main([*words, *allowed])
             metric, (score, error) = next(iter(r["scores"].items()))
             yield dict(process=process, model=path, decoder=f"{decoder} {flags.strip('-')}".strip(), n_steps=n_steps,
                        metric=metric, score=score, error=error, task=Path(r["data"]).name,

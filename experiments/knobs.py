@@ -110,7 +110,7 @@ class Runs:
         """Return (score in %, best validation loss)."""
         allowed = ["--allow_code_execution"] if self.config.allow_code_execution else []
         words = [f"--data={self.config.task}", f"--n_examples={self.config.n_examples}", *allowed]
-        result = evaluation.main([model, *words])
+        result, = evaluation.main([model, *words])
         return next(iter(result["scores"].values()))[0], load_checkpoint(f"{model}/best.pt")["best"]
 
 

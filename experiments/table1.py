@@ -65,7 +65,7 @@ def main(argv=None):
         for task in tasks:
             train_diff.main([f"--data={task}", f"--init_from={cell}", f"--steps={config.steps}", "--lr=3e-3", *shared,
                              "--too_long=drop", f"--out_dir={cell}_{task}"])
-            result = evaluation.main([f"{cell}_{task}", f"--n_examples={config.n_examples}", *allowed])
+            result, = evaluation.main([f"{cell}_{task}", f"--n_examples={config.n_examples}", *allowed])
             metric, (score, error) = next(iter(result["scores"].items()))
             line += f"{metric:>9s}{score:6.1f}{error:5.1f}"
         lines.append(line)

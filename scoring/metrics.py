@@ -3,18 +3,34 @@
 Every score this file returns is in percent, 0 to 100, and so is its standard error: one unit of luck of the test set.
 It is nan for a test set of one example, which says nothing about luck.
 
-    scores = METRICS[metric](predictions, examples)     # {name: (score, standard error)}
+    scores = METRICS[metric](predictions, examples, language)     # {name: (score, standard error)}
 
 predictions[i] lists the answers to examples[i] (one, or several samples), and examples[i] is a dict with a `target` and
-perhaps several `references`. Code is scored by what sandbox.py reports: code_scores(passed, ks).
+perhaps more gold answers in `references`. language (a code such as zh, or None) says how words are told apart. Code is scored
+by what sandbox.py reports: code_scores(passed, ks).
 """
 import collections
 import math
 import re
 import statistics
 import string
+import unicodedata
 
-from engine.cli import check
+from engine.cli import UserError, check
+
+# How sacreBLEU splits languages that put no spaces between words; for all others its default, 13a.
+UNSPACED = {"zh": "zh", "ja": "ja-mecab", "th": "char", "lo": "char", "km": "char", "my": "char"}
+UNSPACED_LETTER = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+KANA = re.compile("[\u3040-\u30ff]")
+HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
+
+
+def language_of(texts):
+    """Return the language of texts that no meta.json names, as far as splitting needs it: zh, th (by characters) or None."""
+    letters = [c for c in "".join(texts) if c.isalpha()]
+    if 2 * len(UNSPACED_LETTER.findall("".join(letters))) <= len(letters):
+        return None
+    return "zh" if HAN.search("".join(letters)) and not KANA.search("".join(letters)) else "th"
 
 
 def standard_error(values):
@@ -22,23 +38,27 @@ def standard_error(values):
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def bleu(hypotheses, references):
+def bleu(hypotheses, references, language=None):
     """Return (score, standard error, signature) of a corpus, where references[i] lists the gold texts of hypotheses[i].
 
-    The score is sacreBLEU's with its default settings, which the signature records: BLEU without it cannot be compared.
-    (By its definition a corpus without a single 4-gram scores 0, perfect or not.)
+    The score is sacreBLEU's with its default settings and its tokenizer for the language, which the signature records: BLEU
+    without it cannot be compared. (By its definition a corpus without a single 4-gram scores 0, perfect or not.)
     The standard error is the delete-one jackknife over sentences, sqrt((n - 1) / n * sum (b_i - mean b)^2), with b_i the BLEU
     of the corpus without sentence i. BLEU is no mean of sentence scores, but a smooth function of summed n-gram counts, for
     which the jackknife agrees with the bootstrap; it needs no seed, and n evaluations where the bootstrap takes 1000.
     """
     from sacrebleu.metrics import BLEU  # here: a third of a second that nothing else need wait
     check(hypotheses, "no predictions to score")
-    metric = BLEU()
+    tokenize = UNSPACED.get(language, "13a")
+    try:
+        metric = BLEU(tokenize=tokenize)
+    except RuntimeError as error:  # a tokenizer that wants a package of its own
+        raise UserError(f"BLEU of language {language!r} needs a package: pip install 'sacrebleu[ja]' ({error})") from error
     # sacreBLEU wants one stream per reference number; None fills up where a sentence has fewer references than another.
     streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
     score = metric.corpus_score(hypotheses, streams).score
 
-    per_sentence = BLEU(effective_order=True)  # used for its counts only; effective_order just silences a warning
+    per_sentence = BLEU(effective_order=True, tokenize=tokenize)  # for its counts; effective_order only silences a warning
     parts = [per_sentence.sentence_score(hyp, refs) for hyp, refs in zip(hypotheses, references)]
     counts = [(*part.counts, *part.totals, part.sys_len, part.ref_len) for part in parts]
     sums = [sum(column) for column in zip(*counts)]
@@ -51,10 +71,16 @@ def bleu(hypotheses, references):
     return score, error, str(metric.get_signature())
 
 
-def _normalise(text):
-    """Return the words of an answer as the SQuAD v1.1 evaluation sees them: lower case, no punctuation, no articles."""
+def _normalise(text, language=None):
+    """Return the words of an answer as the SQuAD v1.1 evaluation sees them: lower case, no punctuation, no articles.
+
+    Where words have no spaces between them each character is a word, as in MLQA (arXiv 1910.07475), and no punctuation counts.
+    """
     # Only ASCII punctuation goes, and it goes before the articles ("a.b" becomes the word "ab"): that is the official order.
     text = "".join(char for char in text.lower() if char not in string.punctuation)
+    if language in UNSPACED:
+        text = "".join(char for char in text if not unicodedata.category(char).startswith("P"))
+        return UNSPACED_LETTER.sub(lambda letter: f" {letter[0]} ", text).split()
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
 
 
@@ -65,9 +91,9 @@ def _f1(words, gold):
     return 2 * n_common / (len(words) + len(gold)) if n_common else 0.0
 
 
-def exact_match_and_f1(prediction, references):
+def exact_match_and_f1(prediction, references, language=None):
     """Return the SQuAD v1.1 (exact match, F1), each the best over the references (Rajpurkar et al. 2016, section 6)."""
-    words, golds = _normalise(prediction), [_normalise(text) for text in references]
+    words, golds = _normalise(prediction, language), [_normalise(text, language) for text in references]
     return 100.0 * max(words == gold for gold in golds), 100.0 * max(_f1(words, gold) for gold in golds)
 
 
@@ -88,37 +114,40 @@ def _means(columns):
     return {name: (statistics.fmean(values), standard_error(values)) for name, values in columns.items()}
 
 
-def _references(example):
-    return example.get("references") or [example["target"]]
+def gold_answers(example):
+    """Return all answers that count as right: the target, and the references, which need not repeat it."""
+    return list(dict.fromkeys([example["target"], *example.get("references", [])]))
 
 
-def exact_scores(predictions, examples):
-    """Score strings that must equal a reference, apart from space at the ends; several samples count by their share."""
+def exact_scores(predictions, examples, language=None):
+    """Score strings that must equal a gold answer, apart from space at the ends; several samples count by their share."""
     check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
     shares = []
     for texts, example in zip(predictions, examples):
-        gold = {text.strip() for text in _references(example)}
+        gold = {text.strip() for text in gold_answers(example)}
         shares.append(100.0 * statistics.fmean(text.strip() in gold for text in texts))
     return _means({"exact_match": shares})
 
 
-def translation_scores(predictions, examples):
+def translation_scores(predictions, examples, language=None):
     """Score the first prediction of each example by BLEU, and all of them by plain exact match."""
     exact = exact_scores(predictions, examples)
-    score, error, _ = bleu([texts[0] for texts in predictions], [_references(example) for example in examples])
+    score, error, _ = bleu([texts[0] for texts in predictions], [gold_answers(example) for example in examples], language)
     return {"bleu": (score, error), **exact}
 
 
-def bleu_signature(examples):
-    """Return the sacreBLEU signature to print beside a score on these examples."""
-    return bleu([""] * len(examples), [_references(example) for example in examples])[2]
-
-
-def qa_scores(predictions, examples):
+def qa_scores(predictions, examples, language=None):
     """Score the first prediction of each example as SQuAD does (f1, squad_em), and all of them by plain exact match."""
     exact = exact_scores(predictions, examples)
-    pairs = [exact_match_and_f1(texts[0], _references(example)) for texts, example in zip(predictions, examples)]
+    pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
     return {**_means({"f1": [f1 for _, f1 in pairs], "squad_em": [em for em, _ in pairs]}), **exact}
+
+
+def signature(metric, examples, language=None):
+    """Return what must be printed beside a score, for it to be compared with another; None where nothing was chosen."""
+    if metric == "bleu":
+        return bleu([""] * len(examples), [gold_answers(example) for example in examples], language)[2]
+    return f"F1 over characters ({language})" if metric == "qa" and language in UNSPACED else None
 
 
 def code_scores(passed, ks):

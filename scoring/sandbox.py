@@ -4,12 +4,15 @@ A seat belt against accidents, not a wall against malice: models write endless l
 program that means harm gets around a guard in its own interpreter: run untrusted models in a container or a virtual machine.
 Each program gets:
 - an interpreter of its own, in its own session, without environment, site-packages or stdin, and a new folder, deleted after;
-- limits of the kernel: wall time, CPU time, memory, file size (its output is a file too), no core dump, no further process or
+- limits of the kernel: processor time, memory, file size (its output is a file too), no core dump, no further process or
   thread. The last does not bind root: as root, the program runs as nobody (who may not write elsewhere either);
 - a guard (sys.addaudithook) that ends it at the first attempt to start a process, send a signal, use the network or ctypes, or
   change a file outside its folder. Reading is not limited;
 - SIGKILL for its whole process group in the end, pass or not. What got past both limit and guard could leave the group.
 Windows has no such limits: the interpreter, the guard and the wall time remain. macOS does not limit memory.
+
+Processor time judges: on a busy machine the same program passes. Wall time, ten times as long, ends what only waits. What ran
+out of time is run once more, alone. A machine that cannot start programs is an error, never a wrong answer.
 
 A pass is proven: only the harness knows a random word, and writes it after the last test returned. No print, exit or patched
 assert does that. Deceit can: an object that equals everything, or a search through the frames of the harness.
@@ -26,7 +29,11 @@ import threading
 import time
 from typing import NamedTuple
 
-from engine.cli import check
+from engine.cli import UserError, check
+from engine.devices import n_cores
+
+TIMEOUT = 5.0  # seconds of processor time; the slowest of MBPP's own programs takes about two
+WALL = 10  # wall time, in timeouts
 
 
 class Result(NamedTuple):
@@ -35,9 +42,10 @@ class Result(NamedTuple):
 
 
 # The next three functions run in the other interpreter, where their source is sent: so each imports what it uses.
-def _limit(seconds, memory_mb):  # pragma: no cover
+def _limit(seconds, wall, memory_mb):  # pragma: no cover
     """Set the limits of the kernel, as far as this system has them."""
     import encodings
+    import math
     import os
     import sys
     root = sys.platform == "linux" and os.geteuid() == 0
@@ -49,7 +57,8 @@ def _limit(seconds, memory_mb):  # pragma: no cover
         import signal
     except ImportError:  # Windows has no resource
         return
-    signal.alarm(seconds)  # should the parent die, a sleeper still ends (and a busy loop does by RLIMIT_CPU)
+    signal.alarm(math.ceil(wall) + 1)  # should the parent die, a sleeper still ends (and a busy loop does by RLIMIT_CPU)
+    signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time to the millisecond; RLIMIT_CPU counts whole seconds
     if root:
         nobody = 65534
         try:
@@ -59,7 +68,7 @@ def _limit(seconds, memory_mb):  # pragma: no cover
             os.setuid(nobody)
         except OSError:  # root, but without the right to (some containers): the guard remains
             pass
-    for name, value in {"CPU": seconds, "AS": memory_mb << 20, "FSIZE": 10 << 20, "CORE": 0, "NPROC": 0}.items():
+    for name, value in {"CPU": math.ceil(seconds) + 1, "AS": memory_mb << 20, "FSIZE": 10 << 20, "CORE": 0, "NPROC": 0}.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
         except (ValueError, OSError):  # macOS refuses some
@@ -93,7 +102,7 @@ def _guard(stop):  # pragma: no cover
     sys.addaudithook(hook)
 
 
-def _child(secret, setup, program, tests, seconds, memory_mb):  # pragma: no cover
+def _child(secret, setup, program, tests, *limits):  # pragma: no cover
     """Run the program, then the tests in its namespace; report the secret if all of it returned, else the reason."""
     import builtins
     import os
@@ -111,7 +120,7 @@ def _child(secret, setup, program, tests, seconds, memory_mb):  # pragma: no cov
         finally:
             leave(0)  # at once: no atexit, no waiting for threads
 
-    _limit(seconds, memory_mb)
+    _limit(*limits)
     module = type(sys)("program")  # a real module, not a bare dict: dataclasses and pickle look it up
     sys.modules["program"] = module
     try:
@@ -140,44 +149,66 @@ def _kill(process):
         pass
 
 
-def run_program(program, tests, setup="", timeout=3.0, memory_mb=512):
-    """Run setup, program and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests."""
+def _wait(process):
+    """Wait for a process to end; return the seconds of processor time that it took, 0 where the system does not tell."""
+    if not hasattr(os, "wait4"):
+        process.wait()
+        return 0.0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512):
+    """Run setup, program and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
+
+    timeout: seconds of processor time.
+    """
     check(tests.strip(), "a program without tests would always pass; give the example its `tests`")
     secret = secrets.token_hex(16)
     # The interpreter gets only what it needs to start, and a fixed order of sets and dicts: the same program, the same result.
     env = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     with (tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as report,
           tempfile.TemporaryDirectory(prefix="ar2diff_", ignore_cleanup_errors=True) as folder):
-        arguments = (secret, setup, program, tests, int(timeout) + 2, memory_mb)
+        arguments = (secret, setup, program, tests, timeout, WALL * timeout, memory_mb)
         source.write(f"{_SOURCE}\n_child(*{arguments!a})\n".encode())
         source.seek(0)
         start = time.monotonic()
-        process = subprocess.Popen([sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"], stdin=source, stdout=report,
-                                   stderr=report, cwd=folder, env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
-                                   start_new_session=True)
-        timer = threading.Timer(timeout, _kill, [process])  # wait(timeout) would poll, up to 50 ms late
+        try:
+            process = subprocess.Popen([sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"], stdin=source, stdout=report,
+                                       stderr=report, cwd=folder, env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
+                                       start_new_session=True)
+        except OSError as error:
+            raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
+        timer = threading.Timer(WALL * timeout, _kill, [process])
         timer.start()
         try:
-            process.wait()
+            seconds = _wait(process)
         finally:
             timer.cancel()
             _kill(process)
-        late = time.monotonic() - start >= timeout
+        late = seconds >= timeout or time.monotonic() - start >= WALL * timeout
         report.seek(0)
         verdict = report.read(1000).decode("utf-8", "replace")  # never more: the program may have found the descriptor
+    if late:
+        return Result(False, "timeout")
     if verdict == secret:
         return Result(True, "passed")
-    reason = " ".join(verdict.split()) or f"ended before its tests did (exit code {process.returncode})"
-    return Result(False, "timeout" if late else reason)
+    return Result(False, " ".join(verdict.split()) or f"ended before its tests did (exit code {process.returncode})")
 
 
-def run_many(jobs, n_workers=None, timeout=3.0, memory_mb=512):
-    """Run (program, tests, setup) triples, n_workers at a time (default: one per core) -> list of Results, in order."""
-    pool = concurrent.futures.ThreadPoolExecutor(n_workers or os.cpu_count())
+def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512):
+    """Run (program, tests, setup) triples, n_workers at a time (default: one per core) -> list of Results, in order.
+
+    What ran out of time is run again when the others are done, alone: the second result counts.
+    """
+    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb)
+    pool = concurrent.futures.ThreadPoolExecutor(n_workers or n_cores())
     try:
-        return list(pool.map(lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb), jobs))
+        results = list(pool.map(once, jobs))
     finally:
         pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not run the rest first
+    return [once(job) if result.reason == "timeout" else result for job, result in zip(jobs, results)]
 
 
 GOOD = {
@@ -201,7 +232,7 @@ BAD = {
 }
 
 
-def check_canaries(n_workers=None, timeout=3.0, memory_mb=512):
+def check_canaries(n_workers=None, timeout=1.0, memory_mb=512):
     """Raise UserError unless known-good programs pass and known-bad ones fail, lest a broken sandbox scores all 0 or 100 %."""
     programs = {**GOOD, **BAD}
     jobs = [(program, "assert f(1) == 2 and abs(f(-9)) == 8", "") for program in programs.values()]

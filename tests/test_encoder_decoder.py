@@ -127,8 +127,8 @@ def test_from_ar_to_diffusion_to_a_score_and_a_sample(train, encoder_decoder_run
     assert not any(torch.equal(weights[k], w) for k, w in ar["model"].items()), "every tensor is trained"
     assert one.checkpoint()["shape"] | {"vector_width": 0} == ar["shape"] and process_of(one.checkpoint()).name == process.name
     for folder in (one.folder, encoder_decoder_run.folder):
-        assert evaluation.main([str(folder), "--n_samples=1"])["n"] == 5
-        assert 0 < evaluation.main([str(folder), "--metric=bits", "--n_draws=2"])["per_token"][0] < math.inf
+        assert evaluation.main([str(folder), "--n_samples=1"])[0]["n"] == 5
+        assert 0 < evaluation.main([str(folder), "--metric=bits", "--n_draws=2"])[0]["per_token"][0] < math.inf
     capsys.readouterr()
     sample.main([str(one.folder), "--prompt=ab", "--n_steps=3", "--show_steps"])
     assert [line.split()[0] for line in capsys.readouterr().out.split("\n")[:4]] == ["0", "1", "2", "3"]

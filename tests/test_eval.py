@@ -1,5 +1,8 @@
 """eval.py: gold answers score 100, what it counts is counted right, no code runs unasked. Then the chain of all scripts."""
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from data import prepare
 from data.tokenizer import load_tokenizer
 from engine.cli import UserError
 from pretrained.loading import load_checkpoint
+from scoring import judge
 from scoring.sandbox import Result
 
 BYTES = load_tokenizer("bytes")
@@ -20,10 +24,10 @@ CODE = [{"input": f"add {n}", "target": f"def f(x): return x + {n}", "tests": [f
         for n in range(3)]
 
 
-def write_task(folder, rows, metric):
+def write_task(folder, rows, metric, **more):
     folder.mkdir()
     (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    (folder / "meta.json").write_text(json.dumps({"kind": "task", "metric": metric}), encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps({"kind": "task", "metric": metric, **more}), encoding="utf-8")
     return folder
 
 
@@ -40,7 +44,8 @@ def answer_with(monkeypatch, texts, n_evaluations=3):
 
 
 def score(*words):
-    return evaluation.main([str(word) for word in words])
+    result, = evaluation.main([str(word) for word in words])
+    return result
 
 
 def test_gold_answers_score_100_and_empty_ones_0(ar_run, task, monkeypatch):
@@ -145,7 +150,7 @@ def test_n_examples_takes_the_first(ar_run, task, tmp_path):
 def test_no_code_runs_without_the_flag(ar_run, tmp_path, monkeypatch):
     def forbidden(*_):
         raise AssertionError("something ran")
-    monkeypatch.setattr(evaluation, "run_many", forbidden)
+    monkeypatch.setattr(judge, "run_many", forbidden)
     monkeypatch.setattr(evaluation, "check_canaries", forbidden)
     monkeypatch.setattr(sample.Writer, "drafts", forbidden)  # refused at once, not after an hour of decoding
     folder = write_task(tmp_path / "t", CODE, "code")
@@ -158,17 +163,18 @@ def test_no_code_runs_without_the_flag(ar_run, tmp_path, monkeypatch):
 def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar_run, tmp_path, monkeypatch):
     calls = []
 
-    def run_many(jobs):
+    def run_many(jobs, timeout):
         calls.extend(jobs)
         return [Result("+ 1" in program, "") for program, *_ in jobs]
     monkeypatch.setattr(evaluation, "check_canaries", lambda: calls.append("canaries"))
-    monkeypatch.setattr(evaluation, "run_many", run_many)
+    monkeypatch.setattr(judge, "run_many", run_many)
     answer_with(monkeypatch, {row["input"]: row["target"] for row in CODE})
     rows = [{**row, "setup": "import math"} for row in CODE]
     folder = write_task(tmp_path / "t", rows, "code")
     result = score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2", "--k=2", "--temperature=1")
     assert calls[0] == "canaries"
-    assert calls[1:] == [(row["target"], "\n".join(row["tests"]), "import math") for row in CODE for _ in range(2)]
+    jobs = [(row["target"], "\n".join(row["tests"]), "import math") for row in CODE]
+    assert calls[1:] == jobs + [job for job in jobs for _ in range(2)], "the gold ones first, then those of the model"
     assert abs(result["scores"]["pass@2"][0] - 100 / 3) < 1e-9 and result["scores"]["exact_match"][0] == 100
 
 
@@ -177,6 +183,7 @@ def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar
     (["--n_programs=0"], "--n_programs=0 must be at least 1"), (["--batch_size=0"], "--batch_size=0 must be at least 1"),
     (["--n_examples=0"], "--n_examples=0 must be at least 1"), (["--split=tset"], "did you mean 'test'"),
     (["--n_steps=0"], "--n_steps=0 must be at least 1"), (["--n_samples=0"], "--n_samples=0 must be at least 1"),
+    (["--timeout=0"], "--timeout=0.0 must be above 0"), (["--metric=blue"], "did you mean 'bleu'"),
     (["--seed=-1"], "--seed=-1 must be at least 0"), (["--data=nowhere"], "no data folder 'nowhere'"),
     (["--allow_code"], "unknown argument")])
 def test_a_wrong_flag_is_refused_in_one_line(diff_run, flags, message):
@@ -229,6 +236,79 @@ def test_several_greedy_programs_of_an_ar_model_are_refused_because_they_are_one
     folder = write_task(tmp_path / "t", CODE, "code")
     with pytest.raises(UserError, match="2 greedy programs would all be the same"):
         score(ar_run.folder, f"--data={folder}", "--allow_code_execution", "--n_programs=2")
+
+
+def test_greedy_masked_diffusion_is_refused_where_it_would_write_one_program_five_times(train, task, tmp_path):
+    run = train("diff", tmp_path / "run", f"--data={task}", "--process=absorbing", "--steps=1")
+    five = ["--temperature=0", "--n_programs=5", "--k=5", f"--data={task}"]
+    for decoder in ("threshold", "confidence", "blocks"):
+        with pytest.raises(UserError, match="5 greedy programs would all be the same"):
+            score(run.folder, *five, f"--decoder={decoder}")
+    assert score(run.folder, *five, "--decoder=ancestral")["n"] == 5, "it reveals at random"
+
+
+def test_a_wrong_task_is_told_before_and_beside_the_score_and_strict_stops(ar_run, tmp_path, monkeypatch, capsys):
+    rows = [CODE[0], {**CODE[1], "tests": ["assert g(3) = 2"]}]
+    answer_with(monkeypatch, {row["input"]: row["target"] for row in CODE})
+    words = (ar_run.folder, f"--data={write_task(tmp_path / 't', rows, 'code')}", "--allow_code_execution")
+    result = score(*words)
+    shown = capsys.readouterr()
+    for text in (shown.err, shown.out):
+        assert "the gold answers score pass@1 50.00" in text and "SyntaxError (1)" in text
+    assert result["scores"]["pass@1"][0] == 50 and result["failures"] == {"SyntaxError": 1} and "SyntaxError" in result["gold"]
+    assert "\n  failed: SyntaxError (1)\n" in shown.out
+    monkeypatch.setattr(sample.Writer, "drafts", None)  # refused at once, not after an hour of decoding
+    with pytest.raises(UserError, match="--strict: .*test: the gold answers score pass@1 50.00"):
+        score(*words, "--strict", f"--out={tmp_path / 'x'}")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_perfect_chinese_answer_scores_100_with_the_tokenizer_in_the_signature(ar_run, tmp_path, monkeypatch, capsys, named):
+    rows = [{"input": "lamp", "target": "一盏绿灯在窗上"}, {"input": "birds", "target": "鸟在唱歌跳舞"}]
+    answer_with(monkeypatch, {row["input"]: row["target"] for row in rows})
+    folder = write_task(tmp_path / "t", rows, "bleu", **{"language": "zh"} if named else {})
+    assert abs(score(ar_run.folder, f"--data={folder}")["scores"]["bleu"][0] - 100) < 1e-9
+    shown = capsys.readouterr()
+    assert "tok:zh" in shown.out and not shown.err
+
+
+def test_another_metric_than_the_tasks_can_be_named(ar_run, task):
+    assert list(score(ar_run.folder, "--metric=qa")["scores"]) == ["f1", "squad_em", "exact_match"]
+    assert list(score(ar_run.folder, "--metric=exact")["scores"]) == ["exact_match"]
+
+
+def test_several_models_in_one_call_and_all_that_is_known_of_them_in_one_file(ar_run, diff_run, tmp_path):
+    file = tmp_path / "r.json"
+    results = evaluation.main([f"{ar_run.folder},{diff_run.folder}", f"--json={file}"])
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert [r["checkpoint"] for r in saved] == [str(ar_run.folder), str(diff_run.folder)] == [r["checkpoint"] for r in results]
+    assert [r["process"] for r in saved] == ["ar", "uniform"] and saved[0]["training_seed"] == 0
+    assert load_checkpoint(ar_run.folder)["commit"] == saved[0]["commit"]
+    with pytest.raises(UserError, match="exists; it is not overwritten"):
+        score(ar_run.folder, f"--json={file}")
+    with pytest.raises(UserError, match="--out is for the answers of one model"):
+        score(f"{ar_run.folder},{diff_run.folder}", f"--out={tmp_path / 'x'}")
+
+
+def test_an_evaluation_that_is_stopped_leaves_no_file_that_blocks_the_next(ar_run, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(sample.Writer, "drafts", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            score(ar_run.folder, f"--out={tmp_path / 'x'}", f"--json={tmp_path / 'y'}")
+    assert not list(tmp_path.iterdir())
+    score(ar_run.folder, f"--out={tmp_path / 'x'}", f"--json={tmp_path / 'y'}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x", "y"]
+
+
+def test_a_reader_that_leaves_ends_an_evaluation_without_a_word(ar_run):
+    root = Path(evaluation.__file__).parent
+    process = subprocess.Popen([sys.executable, "eval.py", str(ar_run.folder)], cwd=root, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_a_canvas_longer_than_trained_is_refused_with_both_numbers(diff_run):

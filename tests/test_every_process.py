@@ -257,7 +257,7 @@ def test_a_new_decoder_is_found_by_its_name(diff_run, monkeypatch, capsys):
     monkeypatch.setitem(DECODERS["uniform"], "guess", guess)
     sample.main([str(diff_run.folder), "--prompt=ab", "--decoder=guess", "--show_steps"])
     assert [line[:4] for line in capsys.readouterr().out.splitlines()[:2]] == ["   0", "   1"]
-    result = evaluation.main([str(diff_run.folder), "--decoder=guess"])
+    result, = evaluation.main([str(diff_run.folder), "--decoder=guess"])
     assert (result["decoder"], result["options"], result["evaluations"]) == ("guess", {"n_samples": 1}, 1)
     with pytest.raises(cli.UserError, match="--n_steps goes with --decoder=resample or .*, not with guess"):
         sample.main([str(diff_run.folder), "--prompt=ab", "--decoder=guess", "--n_steps=2"])

@@ -367,7 +367,7 @@ def test_the_other_scripts_open_such_a_folder(small, text, tmp_path, capsys):
     folder = str(exported(small[2], tmp_path / "in"))  # it names its tokenizer; these scripts have no flag for it
     sample.main([folder, "--prompt=ab", "--target_len=8"])
     assert capsys.readouterr().out.startswith("ab")
-    result = eval_script.main([folder, f"--data={text}", "--metric=bits", "--n_examples=4"])
+    result, = eval_script.main([folder, f"--data={text}", "--metric=bits", "--n_examples=4"])
     assert 0 < result["per_token"][0] < 100 and folder in result["lineage"][0]
     ar2diff.main([folder, str(tmp_path / "converted")])
     assert "bit-identical" in capsys.readouterr().out

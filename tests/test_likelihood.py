@@ -14,7 +14,7 @@ from sample import GenerateConfig, load_writer
 
 
 def score(folder, *flags):
-    return evaluation.main([str(folder), "--metric=bits", *flags])
+    return evaluation.main([str(folder), "--metric=bits", *flags])[0]
 
 
 def test_a_ratio_and_its_standard_error():

@@ -141,9 +141,56 @@ def test_scores_of_a_task_use_all_references_and_name_their_parts():
     scores = metrics.qa_scores([["dark blue\n"], ["on the red roof"], ["The roof"]], examples)
     assert {name: value for name, (value, _) in scores.items()} == pytest.approx(
         {"f1": (100 + 80 + 100) / 3, "squad_em": 200 / 3, "exact_match": 100 / 3})
-    assert metrics.exact_scores([["x", "blue", "Blue", "y"], [" on the roof"]], examples[:2])["exact_match"][0] == 62.5
+    assert metrics.exact_scores([["x", "blue", "Blue", "y"], [" on the roof"]], examples[:2])["exact_match"][0] == 75
     assert list(metrics.translation_scores([["a"], ["b"]], examples[:2])) == ["bleu", "exact_match"]
-    assert metrics.bleu_signature(examples).startswith("nrefs:var|")
+    assert metrics.signature("bleu", examples).startswith("nrefs:var|")
+
+
+def test_a_target_is_a_gold_answer_though_its_references_do_not_repeat_it():
+    examples = [{"target": "Oslo is there", "references": ["the city of Oslo, Norway"]}] * 2
+    assert metrics.gold_answers(examples[0]) == ["Oslo is there", "the city of Oslo, Norway"]
+    for texts in (["Oslo is there"], ["the city of Oslo, Norway"]):
+        for score in metrics.METRICS.values():
+            found = score([texts] * 2, examples)
+            assert all(value == pytest.approx(100) for name, (value, _) in found.items() if name != "bleu"), (texts, found)
+    assert metrics.translation_scores([["the city of Oslo, Norway"]] * 2, examples)["bleu"][0] == pytest.approx(100)
+
+
+def test_bleu_splits_a_language_without_spaces_and_its_signature_says_how():
+    from sacrebleu.metrics import BLEU
+    gold, other = "一盏绿色的灯放在窗台上", "一盏红色的灯放在窗台上"
+    examples = [{"target": gold}, {"target": "三只鸟在屋顶上唱歌跳舞"}]
+    answers = [[other], ["三只鸟在屋顶上唱歌跳舞"]]
+    assert metrics.translation_scores(answers, examples)["bleu"][0] == 0, "sacreBLEU's default finds no 4-gram"
+    expected = BLEU(tokenize="zh").corpus_score([a[0] for a in answers], [[e["target"] for e in examples]]).score
+    assert metrics.translation_scores(answers, examples, "zh")["bleu"][0] == pytest.approx(expected) and 50 < expected < 100
+    assert "tok:zh" in metrics.signature("bleu", examples, "zh") and "tok:13a" in metrics.signature("bleu", examples, "fr")
+
+
+@pytest.mark.parametrize("texts, language", [
+    (["the cat", "le chat"], None), (["一盏绿色的灯", "三只鸟 A"], "zh"), (["ネコがいます"], "th"), (["แมวอยู่ที่นี่"], "th"),
+    (["123 + 4"], None), (["наша кошка"], None), (["word 灯"], None), ([""], None)])
+def test_texts_without_spaces_are_noticed_where_nobody_named_their_language(texts, language):
+    assert metrics.language_of(texts) == language
+
+
+def test_a_language_whose_tokenizer_wants_a_package_says_which(monkeypatch):
+    import sacrebleu.metrics
+    def missing(**_):
+        raise RuntimeError("no MeCab")
+    monkeypatch.setattr(sacrebleu.metrics, "BLEU", missing)
+    with pytest.raises(UserError, match="language 'ja' needs a package: pip install"):
+        metrics.bleu(["a"], [["a"]], "ja")
+
+
+def test_answers_in_a_language_without_spaces_are_compared_by_characters():
+    gold = {"target": "北京大学", "references": ["北京大学。"]}
+    assert metrics.qa_scores([["北京大学"]], [gold], "zh")["squad_em"][0] == 100
+    one_short = metrics.qa_scores([["北京大"]], [gold], "zh")
+    assert one_short["squad_em"][0] == 0 and one_short["f1"][0] == pytest.approx(200 * 3 / 7)
+    assert metrics.qa_scores([["北京大"]], [gold])["f1"][0] == 0, "by words, as SQuAD does it"
+    assert metrics.signature("qa", [gold], "zh") == "F1 over characters (zh)" and metrics.signature("qa", [gold], "en") is None
+    assert metrics.exact_match_and_f1("GPT 4 的", ["gpt 4 的"], "zh") == (100, 100), "what has spaces keeps its words"
 
 
 def test_nothing_to_score_and_uneven_lists_are_errors():

@@ -257,7 +257,7 @@ def test_every_process_trains_on_spans_and_is_scored_on_them_if_it_can_be(span_r
     name, run = span_run
     assert all(math.isfinite(line["loss"]) for line in run.log()) and len(run.log()) == 3
     assert run.checkpoint()["config"]["objective"] == "span" and run.checkpoint()["step"] == 2
-    score = lambda: evaluation.main([str(run.folder), "--metric=bits", "--n_examples=5", "--n_draws=2"])
+    score = lambda: evaluation.main([str(run.folder), "--metric=bits", "--n_examples=5", "--n_draws=2"])[0]
     if name == "uniform":
         with pytest.raises(UserError, match="--objective=span hold sentinels.* uniform model has no finite bound") as caught:
             score()
@@ -286,7 +286,7 @@ def test_an_ar_model_of_spans_becomes_a_diffusion_model_of_spans(train, text, tm
 def test_a_random_prefix_trains_and_a_checkpoint_from_before_objectives_is_scored_on_prefixes(train, text, tmp_path):
     flags = ["--objective=random_prefix", "--input_len=8", "--target_len=6", "--steps=2"]
     run = train("ar", tmp_path / "x", f"--data={text}", *flags)
-    score = lambda name: evaluation.main([str(tmp_path / name), "--metric=bits", "--n_examples=5"])
+    score = lambda name: evaluation.main([str(tmp_path / name), "--metric=bits", "--n_examples=5"])[0]
     assert math.isfinite(run.log()[-1]["loss"]) and score("x")["objective"] == "random_prefix"
     c = run.checkpoint()
     for name, config in (("old", {k: v for k, v in c["config"].items() if k != "objective"}),

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from engine.cli import UserError
+from engine.devices import n_cores
 from scoring import sandbox
 
 TESTS = "assert f(1) == 2\nassert f(2) == 3\ndone = True\n"  # the last line is where a trace function could jump to
@@ -136,8 +137,8 @@ def test_a_bad_program_fails_quickly_and_for_its_own_reason(name):
 ])
 def test_an_endless_program_is_ended_in_time(program):
     start = time.monotonic()
-    assert run(program, timeout=0.4) == sandbox.Result(False, "timeout")
-    assert time.monotonic() - start < 1.4
+    assert run(program, timeout=0.3) == sandbox.Result(False, "timeout")
+    assert time.monotonic() - start < 0.3 * sandbox.WALL + 1
 
 
 @pytest.mark.parametrize("action", [
@@ -212,10 +213,10 @@ def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder
 
 @linux_only
 def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder):
-    """A sleeper by the alarm, a busy loop without alarm by its CPU time."""
+    """A sleeper by the alarm, a busy loop without alarm or timer by its processor time."""
     code = """from scoring import sandbox
-sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nwhile True: pass"
-sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.99)"""
+sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nsignal.setitimer(2, 0)\\nwhile True: pass"
+sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.3)"""
     process = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
                                env={**os.environ, "TMPDIR": str(folder)})
     deadline = time.monotonic() + 8
@@ -252,6 +253,78 @@ def test_many_results_come_in_order_and_side_by_side():
     start = time.monotonic()
     sandbox.run_many([("import time\ntime.sleep(0.5)" + RIGHT, TESTS, "")] * 4, 4, timeout=5.0)
     assert time.monotonic() - start < 1.5
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell processor time")
+def test_processor_time_judges_not_the_time_on_the_clock():
+    spin = "import time\nstart = time.process_time()\nwhile time.process_time() < start + {0}: pass" + RIGHT
+    assert run("import time\ntime.sleep(0.7)" + RIGHT, timeout=0.3).passed, "it only waited"
+    assert run(spin.format(0.1), timeout=0.5).passed
+    assert run(spin.format(0.8), timeout=0.5) == sandbox.Result(False, "timeout")
+    unbound = "import signal\nsignal.setitimer(2, 0)\n" + spin.format(0.8)
+    assert run(unbound, timeout=0.5) == sandbox.Result(False, "timeout"), "it passed, but took too long"
+
+
+def test_what_runs_out_of_time_is_run_again_alone_when_the_others_are_done(monkeypatch):
+    calls, running = [], []
+
+    def run_program(program, *_, **__):
+        running.append(program)
+        calls.append((program, len(running)))
+        time.sleep(0.05)
+        running.remove(program)
+        late = program == "late" and len([name for name, _ in calls if name == "late"]) == 1
+        return sandbox.Result(not late and program != "loop", "timeout" if late or program == "loop" else "passed")
+    monkeypatch.setattr(sandbox, "run_program", run_program)
+    results = sandbox.run_many([("late", "1", ""), ("good", "1", ""), ("loop", "1", "")], 3)
+    assert [result.passed for result in results] == [True, True, False] and results[2].reason == "timeout"
+    assert calls[3:] == [("late", 1), ("loop", 1)]
+
+
+def test_a_machine_that_cannot_start_programs_is_an_error_not_a_score(monkeypatch):
+    def full(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+    monkeypatch.setattr(sandbox.subprocess, "Popen", full)
+    with pytest.raises(UserError, match="no program can be started here .Resource temporarily unavailable"):
+        sandbox.run_many([(RIGHT, TESTS, "")], 1)
+
+
+def group(root, own, **files):
+    """Write a control group and what /proc says of this process under a root of our own."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(f"0::{own}\n")
+    for name, text in files.items():
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_max", ".max").replace("cfs.max", "cfs_max")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_cores_are_those_of_the_affinity_and_of_the_quota_not_of_the_host(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert n_cores(tmp_path / "no_such_folder") == 8
+    assert n_cores(group(tmp_path / "a", "/", cpu_max="200000 100000")) == 2
+    assert n_cores(group(tmp_path / "b", "/", cpu_max="max 100000")) == 8
+    assert n_cores(group(tmp_path / "c", "/pod/one", pod__cpu_max="350000 100000", pod__one__cpu_max="max 100000")) == 3
+    assert n_cores(group(tmp_path / "d", "/", cpu_max="50000 100000")) == 1
+    old = tmp_path / "e/sys/fs/cgroup/cpu"
+    old.mkdir(parents=True)
+    (old / "cpu.cfs_quota_us").write_text("400000\n")
+    (old / "cpu.cfs_period_us").write_text("100000\n")
+    assert n_cores(tmp_path / "e") == 4
+    (old / "cpu.cfs_quota_us").write_text("-1\n")  # no quota
+    assert n_cores(tmp_path / "e") == 8
+
+
+def test_many_programs_take_no_more_workers_than_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(sandbox, "n_cores", lambda: 2)
+    pools = []
+    real = sandbox.concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(sandbox.concurrent.futures, "ThreadPoolExecutor", lambda n: pools.append(n) or real(n))
+    sandbox.run_many([(RIGHT, TESTS, "")])
+    assert pools == [2]
 
 
 def test_no_tests_are_an_error_not_a_pass():

@@ -120,7 +120,7 @@ def pair(train, tmp_path_factory):
 
 def test_eval_gives_the_same_scores_with_a_drafter(pair):
     ar, drafter = pair
-    alone, helped = evaluation.main([str(ar.folder)]), evaluation.main([str(ar.folder), f"--drafter={drafter.folder}"])
+    (alone,), (helped,) = (evaluation.main([str(ar.folder), *more]) for more in ([], [f"--drafter={drafter.folder}"]))
     assert alone["scores"] == helped["scores"] and alone["unfinished"] == helped["unfinished"]
     assert helped["process"] == "speculative" and helped["evaluations"] != alone["evaluations"]
 
