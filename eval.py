@@ -192,7 +192,7 @@ def report(r):
     options = ", ".join((r["decoder"], *(f"{k} {v}" for k, v in r["options"].items())))
     lines = [f"{r['checkpoint']} ({r['process']}; {options}; seed {r['seed']}) {facts}", trained]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in r["scores"].items()]
-    lines += [f"  not even the gold answers score 100: {r['gold']}"] if r["gold"] else []
+    lines += [f"  warning: {r['gold']}"] if r["gold"] else []
     lines += [f"  failed: {judge.counted(r['failures'])}"] if r["failures"] else []
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "
               f"distinct-2 {r['distinct_2']:.3f}",

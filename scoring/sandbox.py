@@ -103,7 +103,7 @@ def _guard(stop):  # pragma: no cover
 
 
 def _child(secret, setup, program, tests, *limits):  # pragma: no cover
-    """Run the program, then the tests in its namespace; report the secret if all of it returned, else the reason."""
+    """Run the program, then setup and tests in its namespace; report the secret if all of it returned, else the reason."""
     import builtins
     import os
     import sys
@@ -125,13 +125,13 @@ def _child(secret, setup, program, tests, *limits):  # pragma: no cover
     sys.modules["program"] = module
     try:
         # Three sources, compiled apart, so that an open quote cannot swallow the tests; optimize=0 keeps every assert.
-        sources = {"setup": setup, "program": program, "tests": tests}
+        sources = {"program": program, "setup": setup, "tests": tests}
         codes = {name: compile(text, name, "exec", dont_inherit=True, optimize=0) for name, text in sources.items()}
         _guard(stop)
-        exec(codes["setup"], vars(module))
         exec(codes["program"], vars(module))
         settrace(None)  # a trace function could jump over the asserts
         names.update(originals)
+        exec(codes["setup"], vars(module))  # MBPP's builds trees of the program's own class
         exec(codes["tests"], vars(module))
     except BaseException as error:  # SystemExit and KeyboardInterrupt are no pass either
         stop(f"{type(error).__name__}: {error}".rstrip(": "))
@@ -160,7 +160,7 @@ def _wait(process):
 
 
 def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512):
-    """Run setup, program and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
+    """Run program, setup and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
 
     timeout: seconds of processor time.
     """
@@ -187,7 +187,8 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512):
         finally:
             timer.cancel()
             _kill(process)
-        late = seconds >= timeout or time.monotonic() - start >= WALL * timeout
+        alarmed = hasattr(signal, "SIGPROF") and process.returncode == -signal.SIGPROF  # a few ms before `seconds` says so
+        late = alarmed or seconds >= timeout or time.monotonic() - start >= WALL * timeout
         report.seek(0)
         verdict = report.read(1000).decode("utf-8", "replace")  # never more: the program may have found the descriptor
     if late:

@@ -7,8 +7,6 @@ import io
 import json
 import lzma
 import os
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 from data import originals, synthetic, tasks
 from data.tasks import read_jsonl, write_task
 from engine.cli import UserError
+from scoring.judge import gold_fault
 
 
 def real_data():
@@ -169,12 +168,7 @@ def test_real_mbpp_programs_pass_their_tests(tmp_path):
     examples = [example for examples in records(tmp_path / "out").values() for example in examples]
     chosen = examples[::60] + [example for example in examples if example["setup"]] + [
         example for example in examples if '"""' in example["target"] or "'''" in example["target"]]
-    # The programs of MBPP are harmless; its references are the only code that runs outside of the sandbox.
-    source = "for source in __import__('json').load(__import__('sys').stdin): exec(source, {'__name__': 'program'})"
-    programs = ["\n".join([e["target"], e["setup"], *e["tests"]]) for e in chosen]
-    done = subprocess.run([sys.executable, "-c", source], input=json.dumps(programs), text=True, capture_output=True,
-                          timeout=20, check=False)
-    assert len(programs) >= 20 and done.returncode == 0, done.stderr
+    assert len(chosen) >= 20 and gold_fault("code", chosen) is None
 
 
 # ---- size, and what is left behind -----------------------------------------------------------------------------------------
