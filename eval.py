@@ -167,8 +167,8 @@ def evaluate(config):
         write_new(config.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "out")
     n, n_answers = len(examples), len(examples) * config.n_programs
     answers = writer.tokenizer.encode_batch([text for texts in predictions for text in texts])
-    scores, failures = judge.score(metric, predictions, examples, language, config.k, config.timeout)
-    return dict(scores=scores, failures=failures, gold=fault, n=n, metric=metric,
+    scores, failures, values = judge.score(metric, predictions, examples, language, config.k, config.timeout)
+    return dict(scores=scores, values=values, failures=failures, gold=fault, n=n, metric=metric,
                 signature=metrics.signature(metric, examples, language),
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],

@@ -1,11 +1,12 @@
-"""Three synthetic tasks that need no download: `translate`, `qa` and `code`. Every example is a pure function of its address.
+"""Synthetic tasks that need no download: `translate`, `qa`, `code`, `plan`. Every example is a pure function of its address.
 
     example("code", seed=0, split="train", index=7) -> {"input": ..., "target": ..., "tests": [...]}
 
 They are made so that models differ. `code` (and only `code`) has many right answers to one input: a model that denoises all
 positions in parallel must settle on one of them everywhere, an autoregressive one just goes on with what it has begun.
-`translate` needs reordering and agreement, `qa` needs reading. The splits never share a problem: a checksum of a problem, or of
-each pair of words it combines, says which split owns it; validation and test hold only combinations that training never shows.
+`translate` needs reordering and agreement, `qa` needs reading, `plan` needs to know the end first. The splits never share a
+problem: a checksum of a problem, or of each pair of words it combines, says which split owns it; validation and test hold only
+combinations that training never shows.
 """
 import collections
 import functools
@@ -13,15 +14,19 @@ import itertools
 import random
 import zlib
 
+from data.plan import plan
+
 TASKS = {
     "translate": "made up: English into an invented language with another word order and agreement; unseen combinations",
     "qa": "made up: a question about 3 to 5 similar sentences -> a span of one to three words",
     "code": "made up: an English sentence -> a one-line Python function, one of 6 or 12 spellings; scored by running tests",
+    "plan": "made up: the edges of a graph with two arms -> the way to the end of one",
 }
 META = {  # input_len, target_len: the canvas in tokens of `bpe` that holds every example and its EOS
     "translate": {"metric": "bleu", "input_len": 20, "target_len": 20},
     "qa": {"metric": "qa", "input_len": 80, "target_len": 8},
     "code": {"metric": "code", "input_len": 24, "target_len": 32},
+    "plan": {"metric": "exact", "input_len": 28, "target_len": 6},
 }
 SPLITS = ("train", "valid", "test")
 
@@ -290,4 +295,5 @@ def _code(seed, split, index, rng):
             "tests": [f"assert f({list(xs)}) == {answer}" for xs, answer in zip(LISTS, _answers(problem))]}
 
 
-_MAKERS = {"translate": _translate, "qa": _qa, "code": _code}
+_MAKERS = {"translate": _translate, "qa": _qa, "code": _code,
+           "plan": lambda _seed, split, _index, rng: plan(rng, split, _split_of)}

@@ -216,8 +216,10 @@ def bench_decoding(config, device):
             for (name, compiled), (_, work) in ways.items():
                 seconds = times[name, compiled]
                 middle, low, high = ratio(times["AR", compiled], seconds)
+                kept = sum(p.numel() * p.element_size() for p in model.parameters())
+                memory = peak_memory(ways[name, compiled][0], kept, device)
                 yield dict(what=name, dtype=dtype, compiled=compiled, batch=B, length=T, seconds=median(seconds), faster=middle,
-                           low=low, high=high, flops=work)
+                           low=low, high=high, flops=work, memory=memory)
 
 
 # ---- the tables ----
@@ -225,7 +227,7 @@ def bench_decoding(config, device):
 TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
             f"{'FLOPs':>7s}{'TFLOP/s':>9s}{'MB':>8s}")
 DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
-            f"{'GFLOP':>9s}")
+            f"{'GFLOP':>9s}{'MB':>8s}")
 
 
 def training_line(r):
@@ -236,7 +238,8 @@ def training_line(r):
 
 def decoding_line(r):
     return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{r['batch']:6d}{r['length']:7d}"
-            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}")
+            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}"
+            f"{r['memory'] / 1e6:8.0f}")
 
 
 def show(title, heading, line, rows):

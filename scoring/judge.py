@@ -16,12 +16,14 @@ METRICS = (*metrics.METRICS, "code")
 class Scored(NamedTuple):
     scores: dict  # name -> (percent, standard error)
     failures: dict  # of programs that were run: reason -> how many, the most frequent first
+    values: list  # one for each example: what the main score is the mean of, see metrics.values()
 
 
 def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     """Return Scored for predictions[i], a list of answers to examples[i]. Metric `code` runs them: see scoring/sandbox.py."""
     if metric != "code":
-        return Scored(metrics.METRICS[metric](predictions, examples, language), {})
+        scores = metrics.METRICS[metric](predictions, examples, language)
+        return Scored(scores, {}, metrics.values(metric, predictions, examples, language))
     check(all(example.get("tests") for example in examples), "metric 'code' needs \"tests\" in every example")
     jobs = [(program, "\n".join(example["tests"]), example.get("setup", ""))
             for example, programs in zip(examples, predictions) for program in programs]
@@ -30,7 +32,8 @@ def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     per_problem = [[next(passed) for _ in programs] for programs in predictions]
     failures = Counter(kind(result.reason) for result in results if not result.passed)
     scores = metrics.code_scores(per_problem, [k]) | metrics.exact_scores(predictions, examples)
-    return Scored(scores, dict(failures.most_common()))
+    values = [metrics.pass_at_k(len(row), sum(row), k) for row in per_problem]
+    return Scored(scores, dict(failures.most_common()), values)
 
 
 def kind(reason):

@@ -39,8 +39,9 @@ def standard_error(values):
 
 
 def bleu(hypotheses, references, language=None):
-    """Return (score, standard error, signature) of a corpus, where references[i] lists the gold texts of hypotheses[i].
+    """Return (score, standard error, signature, scores without each sentence) of a corpus.
 
+    references[i] lists the gold texts of hypotheses[i].
     The score is sacreBLEU's with its default settings and its tokenizer for the language, which the signature records: BLEU
     without it cannot be compared. (By its definition a corpus without a single 4-gram scores 0, perfect or not.)
     The standard error is the delete-one jackknife over sentences, sqrt((n - 1) / n * sum (b_i - mean b)^2), with b_i the BLEU
@@ -68,7 +69,7 @@ def bleu(hypotheses, references, language=None):
         without.append(BLEU.compute_bleu(ngrams[:4], ngrams[4:], sys_len, ref_len, smooth_method="exp").score)
     n = len(without)
     error = (n - 1) / math.sqrt(n) * statistics.stdev(without) if n > 1 else math.nan  # stdev has the other 1/(n - 1)
-    return score, error, str(metric.get_signature())
+    return score, error, str(metric.get_signature()), without
 
 
 def _normalise(text, language=None):
@@ -122,17 +123,13 @@ def gold_answers(example):
 def exact_scores(predictions, examples, language=None):
     """Score strings that must equal a gold answer, apart from space at the ends; several samples count by their share."""
     check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
-    shares = []
-    for texts, example in zip(predictions, examples):
-        gold = {text.strip() for text in gold_answers(example)}
-        shares.append(100.0 * statistics.fmean(text.strip() in gold for text in texts))
-    return _means({"exact_match": shares})
+    return _means({"exact_match": values("exact", predictions, examples)})
 
 
 def translation_scores(predictions, examples, language=None):
     """Score the first prediction of each example by BLEU, and all of them by plain exact match."""
     exact = exact_scores(predictions, examples)
-    score, error, _ = bleu([texts[0] for texts in predictions], [gold_answers(example) for example in examples], language)
+    score, error, *_ = bleu([texts[0] for texts in predictions], [gold_answers(example) for example in examples], language)
     return {"bleu": (score, error), **exact}
 
 
@@ -141,6 +138,22 @@ def qa_scores(predictions, examples, language=None):
     exact = exact_scores(predictions, examples)
     pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
     return {**_means({"f1": [f1 for _, f1 in pairs], "squad_em": [em for em, _ in pairs]}), **exact}
+
+
+def values(metric, predictions, examples, language=None):
+    """Return a value for each example; their mean is the task's main score, their standard error its own.
+
+    BLEU is no mean: its values are those of the jackknife, n * b - (n - 1) * b_i, whose mean is BLEU to order 1/n. The
+    difference of two models on the same examples has the standard error of the difference of these values.
+    """
+    gold = [gold_answers(example) for example in examples]
+    if metric == "bleu":
+        score, _, _, without = bleu([texts[0] for texts in predictions], gold, language)
+        return [len(without) * score - (len(without) - 1) * b for b in without]
+    if metric == "qa":
+        return [exact_match_and_f1(texts[0], answers, language)[1] for texts, answers in zip(predictions, gold)]
+    return [100.0 * statistics.fmean(text.strip() in {g.strip() for g in answers} for text in texts)
+            for texts, answers in zip(predictions, gold)]
 
 
 def signature(metric, examples, language=None):

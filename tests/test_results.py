@@ -1,101 +1,303 @@
-"""The scripts of experiments/ on tiny runs: they end, their tables have the rows they should, and mistakes are one line."""
+"""reproduce.py, compare.py and plot.py on tiny runs: cells run once, tables say what the numbers are, mistakes are one line."""
 import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from data.dataset import read_meta
+import eval as evaluation
+import reproduce
+import train_ar
+import train_diff
+from engine import cli
 from engine.cli import UserError
-from experiments import decoders, figure3, knobs, table1
+from experiments import bench, cells, compare, figure3, plot, tables
 
-MEASURED = {"decoding": [  # as bench.py --out writes it
-    {"what": what, "dtype": dtype, "compiled": False, "batch": batch, "length": length, "seconds": batch * length / scale}
-    for dtype, scale in (("float32", 100), ("bfloat16", 200)) for batch in (1, 4) for length in (128, 1024)
-    for what in ("AR", "AR, no cache", "10 steps x 8 samples") if (what, length) != ("AR, no cache", 1024)]}
+TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
+ROOT = Path(reproduce.__file__).parent
 
 
-def rows_of(path):
-    return path.read_text(encoding="utf-8").splitlines()
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """Let scale demo be tiny, with a text that is made at once."""
+    monkeypatch.setitem(tables.SCALES, "demo", TINY)
+    (tmp_path / "some.txt").write_text("a few words of text. " * 200, encoding="utf-8")
+    real = tables.prepare.main
+    monkeypatch.setattr(tables.prepare, "main", lambda words: real(
+        [w for w in words if not w.startswith("--sources")] + [f"--sources={tmp_path}/some.txt"] * (words[0] == "text")))
+    return [f"--out={tmp_path}/r", "--allow_code_execution"]
 
 
-def test_knobs_measures_every_knob_at_every_n(task, text, tmp_path, capsys):
-    flags = ["--steps=40", "--pretrain_steps=20", "--n_examples=2", "--seeds=1", "--size=1x16x2", "--percents=0,10",
-             "--knobs=from scratch,diffusion,shift,teacher"]
-    knobs.main([f"--task={task}", f"--text={text}", f"--out={tmp_path}/knobs", *flags])
-    rows = [line[:20].rsplit(maxsplit=1) for line in rows_of(tmp_path / "knobs" / "table.txt")[3:]]
-    assert rows[:2] == [["from scratch", "0"], ["diffusion", rows[1][1]]] and 2 < int(rows[1][1]) < 22
-    assert rows[2:] == [[name, n] for name in ("shift", "teacher") for n in ("0", "2")]
+def calls_of(monkeypatch):
+    """Let scripts run in this process, one after the other; return the list of those that ran."""
+    mains, calls = {"eval.py": evaluation.main, "train_ar.py": train_ar.main, "train_diff.py": train_diff.main}, []
+    monkeypatch.setattr(cells, "n_cores", lambda: 1)
+    monkeypatch.setattr(cells, "call", lambda script, *words, lock: calls.append(script) or mains[script](list(words)))
+    return calls
 
 
-def test_table1_fills_the_four_cells(task, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(table1, "prepared_text", lambda *args: text)
-    few = ["--pretrain_steps=2", "--steps=2", "--n_examples=2", "--size=1x16x2"]
-    table1.main([f"--tasks={task}", f"--out={tmp_path}/t", *few])
-    rows = [line.split()[:2] for line in rows_of(tmp_path / "t" / "table.txt")[2:]]
-    assert rows == [[a, o] for a in ("decoder-only", "encoder-decoder") for o in ("prefix", "span")]
+def test_a_table_is_filled_once_its_stages_are_shared_and_it_can_be_drawn_again(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(tables, "SHARES", {"50 %": 0.5})
+    monkeypatch.setattr(tables, "PAPER_TASKS", 1)
+    monkeypatch.setitem(tables.SCALES, "demo", TINY._replace(sizes=("1x8x2",)))
+    calls = calls_of(monkeypatch)
+    found = reproduce.main(["--what=table2", *tiny])["table2"]["entries"]
+    rows = list(dict.fromkeys(e["row"] for e in found))
+    assert len(rows) == 6 and {e["column"] for e in found} == {"translate 1x8x2"}
+    assert all(len(e["seeds"]) == 2 for e in found)
+    # On text AR, two kinds of diffusion, stage 2 with and without shift; 6 fine-tunings and evaluations
+    assert calls.count("eval.py") == 2 * 6 and len(calls) == 2 * (5 + 6 + 6), "each stage once"
+    table = (tmp_path / "r/demo/table2.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out and "standard error over them" in table
+    del calls[:]
+    assert reproduce.main(["--what=table2", *tiny])["table2"]["entries"] == found and not calls
+    (tmp_path / "r/demo/table2.md").unlink()
+    reproduce.main(["--what=table2", *tiny, "--draw"])
+    assert (tmp_path / "r/demo/table2.md").read_text(encoding="utf-8") == table and not calls
+    known = sorted((tmp_path / "r/demo/cells").glob("*.json"))
+    known[0].unlink()
+    reproduce.main(["--what=table2", *tiny])
+    assert calls == ["eval.py"], "what is missing, and nothing else"
+    monkeypatch.setattr(cells, "code_version", lambda: "another")
+    with pytest.raises(UserError, match="of another version of the code .*this is another.*--refresh"):
+        reproduce.main(["--what=table2", *tiny])
+    reproduce.main(["--what=table2", *tiny, "--refresh"])
+    assert calls.count("eval.py") == 1 + 12, "all of it again"
 
 
-def test_decoders_measures_every_decoder_at_every_number_of_steps(train, diff_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(decoders, "STEPS", (1, 2))
-    absorbing = train("diff", tmp_path / "absorbing", "--process=absorbing")
-    decoders.main([f"--models={diff_run.folder},{absorbing.folder}", "--n_examples=2", f"--out={tmp_path}/x"])
-    rows = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
-    found = [(row["process"], row["decoder"], row["n_steps"]) for row in rows]
-    assert len(found) == len(set(found)) == 2 * (4 + 6) and ("absorbing", "ancestral remask=1", 2) in found
-    assert len(rows_of(tmp_path / "x.txt")) == 2 + len(found) and (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match="are both uniform models of"):
-        decoders.main([f"--models={diff_run.folder},{diff_run.folder}/ckpt.pt", f"--out={tmp_path}/y"])
+def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(tables.SCALES, "demo", TINY._replace(seeds=1))
+    monkeypatch.setattr(tables, "KNOBS", {"plain": {}, "AR loss": {"ar_weight": 0.5}})
+    done = []
+
+    def call(script, *words, lock):  # what a script would leave, without the minutes
+        flags = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+        done.append(script)
+        if script == "eval.py":
+            result = {"scores": {"x": [50, 1]}, "seconds": 1, "evaluations": 1}
+            result = {"per_byte": [2, 0.1]} if flags.get("metric") == "bits" else result
+            Path(flags["json"]).write_text(json.dumps([result]), encoding="utf-8")
+        else:
+            Path(flags["out_dir"]).mkdir()
+    monkeypatch.setattr(cells, "call", call)
+    found = reproduce.main([f"--what={','.join(tables.TABLES)}", *tiny])
+    assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
+    pictures = {path.name for path in (tmp_path / "r/demo").glob("*.png")}
+    assert {"curves_translate.png", "curves_code.png", "decoders_code.png"} <= pictures
+    for name, (function, reference) in tables.TABLES.items():
+        assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
 
 
-def test_figure3_tells_the_seconds_per_example_of_one_batch_and_dtype(tmp_path, capsys):
-    (tmp_path / "x.json").write_text(json.dumps(MEASURED), encoding="utf-8")
-    for flags, seconds in (([], ["1.2800", "10.2400"]), (["--dtype=bfloat16", "--batch=4"], ["0.6400", "5.1200"])):
-        figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/{len(flags)}.png", *flags])
-        assert [line[24:].split() for line in capsys.readouterr().out.splitlines()[1:]] == [
-            ["128", "1024"], seconds, [seconds[0], "-"], seconds]
+def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):
+    lab = tables.Lab("demo", tmp_path / "r")
+    lab.prepare()
+    ar = lab.pretrain("train_ar.py", 0, size="1x8x2")
+    stages = [ar, lab.pretrain("train_ar.py", 1, size="1x8x2"), lab.pretrain("train_diff.py", 0, size="1x8x2"),
+              lab.tune("translate", 0, ar), lab.tune("translate", 0, ar, shift="true"), lab.tune("qa", 0, ar),
+              lab.tune("translate", 0, size="1x8x2"), lab.tune("translate", 0, lab.adapt(ar, 0, 0.5))]
+    assert len({stage.key for stage in stages}) == len(stages)
+    assert lab.pretrain("train_ar.py", 0, size="1x8x2").key == ar.key and stages[-1].lineage[0] == ar
+    before = stages[3].key
+    path = tmp_path / "r/data/translate/train.jsonl"
+    path.write_text(path.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
+    cells.content.cache_clear()
+    assert stages[3].key != before and ar.key == lab.pretrain("train_ar.py", 0, size="1x8x2").key, "of its own data alone"
+    assert stages[2].work / ar.work == pytest.approx(1 / lab.equal_flops("1x8x2"))
 
 
-def test_figure3_draws_a_line_for_every_way_of_decoding(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps(MEASURED), encoding="utf-8")
+def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cells, "call", None)
+    for scale in tables.SCALES:
+        reproduce.main([f"--scale={scale}", "--what=all", "--dry_run", *tiny])
+        shown = capsys.readouterr().out
+        assert "table2       0 of " in shown and "TFLOP" in shown and "minutes" in shown
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
+def test_killed_at_any_time_and_started_again_it_gives_the_same_table(tiny, monkeypatch, tmp_path):
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}]
+import reproduce
+from experiments import tables
+tables.SCALES["demo"] = tables.Scale(1, ("1x8x2",), 40, 2, 2, {{"translate": (8, 40)}}, (8, 8))
+def few(lab):
+    "Two rows."
+    ar = lab.pretrain("train_ar.py", 0, size="1x8x2")
+    yield lab.cell("AR", "translate", lab.tune("translate", 0, ar, "train_ar.py"))
+    yield lab.cell("AR2Diff_0", "translate", lab.tune("translate", 0, ar))
+tables.TABLES["table2"] = few, "AR"
+real = tables.prepare.main
+tables.prepare.main = lambda words: real([w for w in words if not w.startswith("--sources")]
+                                         + ["--sources={tmp_path}/some.txt"] * (words[0] == "text"))
+reproduce.main(["--what=table2", "--allow_code_execution", "--out=" + sys.argv[1]])"""
+    run = lambda name: subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)], stdout=subprocess.DEVNULL)
+    assert run("whole").wait() == 0
+    for seconds in (5, 8):  # somewhere in stage 1, in stage 3
+        process = run("killed")
+        time.sleep(seconds)
+        process.kill()  # its child goes on; the next run waits for it
+        process.wait()
+    assert run("killed").wait() == 0
+    tables_of = [json.loads((tmp_path / name / "demo/table2.json").read_text(encoding="utf-8")) for name in ("whole", "killed")]
+    for table in tables_of:
+        for e in table["entries"]:
+            e.pop("seconds")
+    assert tables_of[0] == tables_of[1]
+
+
+def result(score, work=1e12, **more):
+    return {"work": work, "commit": "abc", "result": {"scores": {"bleu": [score, 2.0]}, "seconds": 1, "evaluations": 1, **more}}
+
+
+def test_the_program_marks_what_lies_within_two_standard_errors_of_the_reference():
+    lab = [("a", 50), ("a", 52), ("b", 52), ("b", 54), ("c", 60), ("c", 62), ("d", 51), ("e", 80)]
+    known = [tables.Cell(row, "x", i, None) for i, (row, _) in enumerate(lab)]
+    entries = tables.collect(known, [result(score) for _, score in lab])
+    at = {e["row"]: e for e in entries}
+    assert (at["a"]["mean"], at["a"]["se"]) == (51, 1) and at["d"]["se"] == 2, "a single seed has the error of its examples"
+    lines = {line.split(" |")[0].strip("| "): line for line in tables.markdown(entries, "a")}
+    assert [row for row in "abcde" if " = |" in lines[row]] == ["b", "d"]
+    assert "| 51.0 +- 1 |" in lines["a"] and "seeds: 1 to 2" in tables.markdown(entries, "a")[-1]
+    assert not tables.differs({"mean": 1, "se": math.nan}, {"mean": 9, "se": 0}), "an unknown error decides nothing"
+
+
+def test_the_paper_is_one_of_the_scales():
+    assert tables.SCALES["paper"].pretrain == 1_000_000 and tables.SCALES["paper"].sizes == ("base", "large", "xl")
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--scale=laptop"], "scale='laptop' is not one of demo, cpu"), (["--what=table9"], "did you mean 'table"),
+    (["--scale=gpu", "--what=plan"], "scale 'gpu' has no such task"),
+    (["--what=table3", "--draw"], "nothing is known of table3"),
+    (["--scale=gpu", "--what=table3"], "no data/prepared/.*prepare.py .* --from_dir=FOLDER makes it")])
+def test_reproduce_refuses_what_it_cannot_do(flags, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "find_folder", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        reproduce.main([*flags, f"--out={tmp_path}/r"])
+
+
+def test_reproduce_runs_no_code_unasked_and_wants_room_on_the_disk(tiny, monkeypatch):
+    with pytest.raises(UserError, match="--allow_code_execution"):
+        reproduce.main(["--what=table3", tiny[0]])
+    monkeypatch.setattr(cells.shutil, "disk_usage", lambda _: type("", (), {"free": 10}))
+    with pytest.raises(UserError, match="needs about .* GB more, its disk has 0.0 GB free"):
+        reproduce.main(["--what=bits", *tiny])
+
+
+# ---- compare.py ----
+
+def test_models_are_compared_pair_by_pair_with_their_seeds(ar_run, diff_run, tmp_path, capsys):
+    out = tmp_path / "c"
+    entries = compare.main([f"AR={ar_run.folder},{ar_run.folder}; diffusion={diff_run.folder}", f"--out={out}"])
+    assert [(e["name"], e["n_seeds"]) for e in entries] == [("AR", 2), ("diffusion", 1)]
+    saved = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
+    assert len(saved["results"]) == 3 and saved["results"][0]["training_seed"] == 0 and "commit" in saved["results"][0]
+    assert Path(f"{out}.md").read_text(encoding="utf-8") in capsys.readouterr().out + "\n"
+    assert Path(f"{out}.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match="exists; it is not overwritten"):
+        compare.main([f"AR={ar_run.folder}", f"--out={out}"])
+
+
+def test_a_paired_difference_is_surer_than_the_scores_themselves():
+    rest = {"seconds": 1, "evaluations": 1, "checkpoint": "", "training_seed": 0, "commit": ""}
+    row = lambda shift: [{"scores": {"f1": [0, 0]}, "values": [10 * i + shift for i in range(10)], **rest}]
+    e = compare.entry("b", row(3), row(0))
+    assert (e["difference"], e["difference_error"]) == (3, 0) and e["over_examples"] > 9
+    assert compare.markdown([compare.entry("a", row(0), row(0)), e], "f1")[3].count("=") == 0
+
+
+@pytest.mark.parametrize("runs, message", [
+    ("out/a", "is not NAME=CHECKPOINT"), (";", "no runs"), ("A=x; A=y", "'A' is named twice"), ("A=nowhere", "nowhere")])
+def test_compare_refuses_what_names_no_runs(runs, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        compare.main([runs, f"--out={tmp_path}/c"])
+
+
+def test_models_of_different_tasks_are_not_compared(train, ar_run, task, tmp_path):
+    (tmp_path / "other").mkdir()
+    for path in task.iterdir():
+        if path.suffix in (".json", ".jsonl"):
+            (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    other = train("ar", tmp_path / "run", f"--data={tmp_path / 'other'}", "--steps=1")
+    with pytest.raises(UserError, match="differ in their data"):
+        compare.main([f"A={ar_run.folder}; B={other.folder}", f"--out={tmp_path}/c"])
+    assert not list(tmp_path.glob("c.*"))
+
+
+# ---- plot.py ----
+
+def test_a_plot_shows_the_curves_of_runs_on_the_terminal_and_as_a_picture(ar_run, diff_run, tmp_path, capsys):
+    plot.main([f"{ar_run.folder},{diff_run.folder}", f"--out={tmp_path}/x.svg"])
+    shown = capsys.readouterr().out
+    assert f"o {ar_run.folder}   x {diff_run.folder}" in shown and "<svg" in (tmp_path / "x.svg").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in (diff_run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    expected = [(row["step"], row["first_pass"]) for row in rows if row.get("split") == "valid"]
+    assert plot.curve(diff_run.folder) == expected != plot.curve(diff_run.folder, "loss")
+
+
+def test_the_terminal_plot_puts_every_point_where_it_belongs():
+    lines = plot.terminal({"a": [(0, 1.0), (10, 3.0)], "b": [(5, 2.0)]}, width=11, height=3)
+    assert [line[10:] for line in lines[:3]] == ["          o", "     x", "o"] and lines[0].strip().startswith("3 |")
+    assert lines[-1] == "o a   x b" and plot.terminal({"flat": [(1, 5.0)]}, 5, 2)
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["nowhere"], "cannot read nowhere.metrics.jsonl"), (["{run}", "--key=los"], "did you mean 'loss'"),
+    (["{run},{run}"], "each once"), (["{run}", "--split=test"], "split='test' is not one of"),
+    (["{run}", "--key=lr"], "holds no lr of split valid"), (["{run}", "--out=nowhere/x.png"], "cannot write --out=")])
+def test_plot_refuses_what_it_cannot_draw(flags, message, ar_run):
+    with pytest.raises(UserError, match=message):
+        plot.main([flag.format(run=ar_run.folder) for flag in flags])
+
+
+@pytest.mark.parametrize("line", ["5", "{}", "nonsense", '{"step": 1, "loss": null}'])
+def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="metrics.jsonl (is not what|holds no)"):
+        plot.curve(tmp_path, split="train")
+
+
+# ---- figure 3 ----
+
+MEASURED = {"decoding": [
+    {"what": what, "dtype": "float32", "compiled": False, "batch": 1, "length": n, "seconds": n / 100, "memory": 5e6}
+    for n in (16, 32) for what in ("AR", "AR, no cache") if (what, n) != ("AR, no cache", 32)]}
+
+
+def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatch, capsys):
+    measured = []
+
+    def main(words):
+        measured.append(words)
+        Path(words[-1].removeprefix("--out=")).write_text(json.dumps(MEASURED), encoding="utf-8")
+    monkeypatch.setattr(bench, "main", main)
     drawn = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Axes, "plot", lambda self, x, y, plot=Axes.plot, **rest: (drawn.append((x, y, rest["label"])),
-                                                                               plot(self, x, y, **rest)))
-        figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/x.png"])
-    assert drawn == [((128, 1024), (1.28, 10.24), "AR"), ((128,), (1.28,), "AR, no cache"),
-                     ((128, 1024), (1.28, 10.24), "10 steps x 8 samples")]
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
-    for out in ("x.nonsense", "nowhere/x.png"):
-        with pytest.raises(UserError, match="cannot write --out="):
-            figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/{out}"])
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(path))
+    for draw in (False, False, True):
+        figure3.make(tmp_path, "1x8x2", draw)
+    assert len(measured) == 1 and len(drawn) == 3 and drawn[0] == tmp_path / "figure3.png"
+    assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines()[2:] == [
+        "| AR | 0.160 (5) | 0.320 (5) |", "| AR, no cache | 0.160 (5) |  |"]
 
 
-@pytest.mark.parametrize("text, flags, message", [
-    ("no JSON", [], "not what experiments/bench.py --out=FILE.json writes"), ("[1, 2]", [], "not what experiments/bench.py"),
-    ('{"growth": []}', [], "or has no decoding in it"), ('{"decoding": [{"what": "AR"}]}', [], "not what experiments/bench.py"),
-    ('{"decoding": []}', [], "no decoding of --dtype=None --batch=1, but of nothing"),
-    (json.dumps(MEASURED), ["--batch=2"], "no decoding of --dtype=float32 --batch=2, but of float32 1, float32 4, bfloat16 1"),
-    (json.dumps(MEASURED), ["--dtype=float16"], "no decoding of --dtype=float16 --batch=1, but of float32 1"),
-    (json.dumps(MEASURED), ["--out=README.md"], "README.md exists"), (None, [], "cannot read .*: No such file")])
-def test_figure3_refuses_what_is_no_such_measurement(text, flags, message, tmp_path):
-    if text is not None:
-        (tmp_path / "x.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=message):
-        figure3.main([f"{tmp_path}/x.json", f"--out={tmp_path}/x.png", *flags])
+@pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"decoding": [{"what": "AR"}]}', '{"decoding": []}'])
+def test_figure3_refuses_what_is_no_such_measurement(text, tmp_path):
+    (tmp_path / "x.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="is not what experiments/bench.py|holds no decoding"):
+        figure3.read(tmp_path / "x.json")
+    with pytest.raises(UserError, match="cannot read"):
+        figure3.read(tmp_path / "y.json")
 
 
-@pytest.mark.parametrize("script, flags, message", [
-    (knobs, ["--task=code"], "code: scoring it means running programs"), (knobs, ["--knobs=shfit"], "did you mean 'shift'"),
-    (knobs, ["--process=unifrom"], "did you mean 'uniform'"), (knobs, ["--percents=1,x"], "must be whole numbers"),
-    (knobs, ["--percents=1", "--pretrain_steps=50"], "less than one of --pretrain_steps=50"),
-    (knobs, ["--task=nowhere"], "no data folder 'nowhere'"), (knobs, ["--out=README.md"], "README.md exists"),
-    (table1, ["--tasks=qa,nowhere"], "no data folder 'nowhere'"), (table1, ["--steps=0"], "--steps=0 must be at least 1"),
-    (decoders, ["--models=nowhere"], "nowhere")])
-def test_a_wrong_flag_is_refused_in_one_line(script, flags, message, monkeypatch, task):
-    prepared = {"code": (task, {"kind": "task", "metric": "code"}), "qa": (task, {"kind": "task", "metric": "qa"})}
-    monkeypatch.setattr("experiments.common.find_folder", lambda name: task)  # nothing has to be prepared
-    monkeypatch.setattr("experiments.common.read_meta", lambda name: prepared.get(name) or read_meta(name))
-    with pytest.raises(UserError, match=message):
-        script.main(flags)
-
-
+def test_the_scripts_end_with_code_2_and_one_line(capsys, monkeypatch, tmp_path):
+    for main, words in ((reproduce.main, ["--scale=x"]), (compare.main, ["x"]), (plot.main, ["x"])):
+        with pytest.raises(SystemExit) as end:
+            cli.run(lambda: main(words))  # noqa: B023
+        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1

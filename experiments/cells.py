@@ -1,0 +1,227 @@
+"""Stages of training and cells of tables: what each costs, where it is kept, and how all of them are run, none twice.
+
+A stage is a training run; stages share their origins, so what several rows start from is trained once. A cell is a stage and
+an evaluation of it. Both are known by a hash of their flags, of their data's content and of all that they start from. What is
+done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
+store at once.
+"""
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows: one process at a time, and what is killed must be gone
+    fcntl = None
+
+from engine.checkpoint import commit, read_checkpoint
+from engine.cli import UserError, check, write_new
+from engine.devices import n_cores, pick_device
+from experiments.common import flops, training_step_flops
+from start import shape_of
+
+ROOT = Path(__file__).resolve().parent.parent
+MATTERS = ("model.py", "autoregressive.py", "diffusion.py", "ar2diff.py", "train_loop.py", "start.py", "engine/noise.py",
+           "beyond", "data", "scoring")  # code that a number depends on
+FLOPS_PER_SECOND = 2e10  # of a core, until a stage was timed here
+
+
+class Stage(NamedTuple):
+    script: str  # train_ar.py or train_diff.py
+    data: str  # a prepared folder
+    flags: tuple  # (name, value) pairs; steps, batch_size, input_len, target_len and size among them
+    origin: "Stage | None" = None  # what it starts from
+
+    def flag(self, name, default=None):
+        return dict(self.flags).get(name, default)
+
+    @property
+    def key(self):
+        return digest([self.script, content(self.data), sorted(self.flags), self.origin and self.origin.key])
+
+    @property
+    def size(self):
+        return self.origin.size if self.origin else self.flag("size")
+
+    @property
+    def work(self):
+        """FLOPs of this stage, without those of its origin."""
+        uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
+        passes = self.flag("n_unroll", 2) if uniform else 1
+        step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes)
+        return step * self.flag("batch_size") * self.flag("steps")
+
+    @property
+    def lineage(self):
+        """The stages that lead here, the first one first."""
+        return (*(self.origin.lineage if self.origin else ()), self)
+
+
+class Cell(NamedTuple):
+    row: str
+    column: str
+    seed: int
+    stage: Stage
+    flags: tuple = ()  # of eval.py
+
+    @property
+    def key(self):
+        return digest([self.stage.key, content(self.stage.data), sorted(self.flags)])
+
+    @property
+    def work(self):
+        """FLOPs of the evaluation."""
+        flags = dict(self.flags)
+        n_layer, width, _ = shape_of(self.stage.size)
+        shape = dict(n_layer=n_layer, width=width, vocab_size=4096, architecture="decoder-only")
+        rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
+        return flags["n_examples"] * rounds * flops(shape, self.stage.flag("target_len"))
+
+
+def digest(facts):
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+
+
+@cache
+def content(folder):
+    """Return a hash of what a data folder holds, its path left out; of one that is not made yet its name."""
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*")):
+        if path.suffix in (".json", ".jsonl", ".bin"):
+            found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:12] if Path(folder).exists() else str(folder)
+
+
+@cache
+def code_version():
+    """Return a hash of the code that the numbers depend on."""
+    files = [path for name in MATTERS for path in sorted((*(ROOT / name).rglob("*.py"), *ROOT.glob(name))) if path.is_file()]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+class Store:
+    """The folder of a scale: stages/KEY are runs, cells/KEY.json results."""
+
+    def __init__(self, folder):
+        self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
+
+    def result(self, cell):
+        """Return what is known of a cell, None if nothing is."""
+        path = self.cells / f"{cell.key}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        except ValueError as error:
+            raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+
+    def done(self, stage):
+        return (self.stages / stage.key / "seconds").exists()
+
+    def missing(self, cells):
+        """Return (stages, cells) that are yet to be run; stages in order, each behind what it starts from."""
+        open_cells = [cell for cell in cells if self.result(cell) is None]
+        stages = dict.fromkeys(stage for cell in open_cells for stage in cell.stage.lineage)
+        return [stage for stage in stages if not self.done(stage)], open_cells
+
+    def refuse_other_code(self, cells, refresh):
+        """Raise UserError where cells were measured with other code; with refresh delete them and all stages."""
+        old = {r["code"] for cell in cells if (r := self.result(cell)) and r["code"] != code_version()}
+        check(not old or refresh, f"{self.cells} holds numbers of another version of the code ({', '.join(sorted(old))}, this "
+                                  f"is {code_version()}); keep them by another --out, or measure them again with --refresh")
+        if old:
+            for folder in (self.cells, self.stages):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def rate(self):
+        """Return the FLOPs per second and core of the stages that were timed here."""
+        timed = [json.loads(path.read_text()) for path in self.stages.glob("*/seconds")]
+        return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else FLOPS_PER_SECOND
+
+    def train(self, stage):
+        """Run a stage, or the rest of one; return the FLOPs, 0 if it was done."""
+        folder = self.stages / stage.key
+        words = [f"--data={stage.data}", *(f"--{name}={value}" for name, value in stage.flags), f"--out_dir={folder}"]
+        if stage.origin:
+            words.append(f"--init_from={self.stages / stage.origin.key}")
+        with alone(self.stages / f"{stage.key}.lock") as lock:
+            if self.done(stage):  # perhaps while this one waited
+                return 0
+            step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
+            if step < stage.flag("steps"):
+                call(stage.script, *words, *["--resume"] * (step > 0), lock=lock)
+            (folder / "best.pt").unlink(missing_ok=True)
+            facts = {"work": stage.work * (1 - step / stage.flag("steps")), "seconds": time.time() - start}
+            (folder / "seconds").write_text(json.dumps(facts))
+        return stage.work
+
+    def measure(self, cell):
+        """Evaluate a cell's stage; write what is known of it; return the FLOPs, 0 if it was done."""
+        partial = self.cells / f"{cell.key}.eval"
+        with alone(self.cells / f"{cell.key}.lock") as lock:
+            if self.result(cell):
+                return 0
+            partial.unlink(missing_ok=True)
+            call("eval.py", str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags),
+                 f"--json={partial}", lock=lock)
+            result, = json.loads(partial.read_text(encoding="utf-8"))
+            partial.unlink()
+            facts = dict(code=code_version(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
+                         result=result)
+            write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
+        return cell.work
+
+    def run(self, cells):
+        """Run what is missing: on a CPU one job a core, on a GPU one after the other. Raises UserError where one fails."""
+        stages, open_cells = self.missing(cells)
+        for folder in (self.cells, self.stages):
+            folder.mkdir(parents=True, exist_ok=True)
+        free, needed = shutil.disk_usage(self.folder).free, sum(bytes_of(stage) for stage in stages)
+        check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
+        total = sum(job.work for job in [*stages, *open_cells])
+        n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
+        with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
+            def finish(cell):
+                for stage in cell.stage.lineage:  # what another thread is at is waited for
+                    bar.update(self.train(stage))
+                bar.update(self.measure(cell))
+            try:
+                list(pool.map(finish, open_cells))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def alone(path):
+    """Wait until no other process works on what `path` stands for; yield its file, which a child must inherit.
+
+    So the child of a process that was killed is waited for, too.
+    """
+    with open(path, "w", encoding="utf-8") as lock:
+        if fcntl:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def call(script, *words, lock):
+    """Run a script of this project on one core. Raises UserError with its last words if it fails."""
+    done = subprocess.run([sys.executable, ROOT / script, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+                          **({"pass_fds": [lock.fileno()]} if fcntl else {}))
+    last = done.stdout.strip().rpartition("\n")[2]
+    check(done.returncode == 0, f"python {script} {' '.join(words)} failed (exit code {done.returncode}): {last}")
+
+
+def bytes_of(stage):
+    """Return about how much room a run takes: two checkpoints of weights and two moments."""
+    n_layer, width, _ = shape_of(stage.size)
+    return 2 * 3 * 4 * (12 * n_layer * width ** 2 + 4096 * width)

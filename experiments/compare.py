@@ -1,0 +1,98 @@
+"""Which of your own models is better, and is the difference more than luck? One task, several models, seeds of each.
+
+    python experiments/compare.py "AR=out/ar0,out/ar1; AR2Diff=out/b0,out/b1" --data=translate --n_examples=200 --out=ours
+
+All models answer the same examples, so differences from the first row are taken example by example. Writes OUT.json, OUT.md and
+OUT.png, quality against seconds.
+"""
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import eval as evaluation
+from engine.cli import check, check_new, parse, run, write_new
+from experiments.plot import picture
+from experiments.tables import summary
+
+
+@dataclass
+class Config:
+    runs: str  # positional: "NAME=CHECKPOINT,CHECKPOINT; NAME=CHECKPOINT": the seeds of a row with commas between them
+    data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one each was trained on
+    n_examples: int | None = None  # score the first n test examples only
+    allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
+    out: str = "out/compare"  # OUT.json, OUT.md, OUT.png
+
+
+def rows_of(text):
+    """Return {name: [checkpoints]}. Raises UserError."""
+    rows = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        name, equals, paths = part.partition("=")
+        check(equals and name.strip() and paths, f"{part!r} is not NAME=CHECKPOINT,CHECKPOINT")
+        check(name.strip() not in rows, f"{name.strip()!r} is named twice; give all its seeds in one list")
+        rows[name.strip()] = [path.strip() for path in paths.split(",")]
+    check(rows, "no runs; write NAME=CHECKPOINT,CHECKPOINT; NAME=CHECKPOINT")
+    return rows
+
+
+def entry(name, results, first):
+    """Return what a row shows: score and error over seeds, and the paired difference from the results of the first row."""
+    scores = [next(iter(r["scores"].values())) for r in results]
+    mean, over_seeds = summary([s for s, _ in scores], [math.nan])
+    means = [fmean(values) for values in zip(*(r["values"] for r in results))]           # over seeds, for each example
+    base = [fmean(values) for values in zip(*(r["values"] for r in first))]
+    error = lambda values: stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    paired = error([a - b for a, b in zip(means, base)])
+    seeds = [error([next(iter(r["scores"].values()))[0] for r in rows]) for rows in (results, first)]
+    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=error(means), difference=fmean(means) - fmean(base),
+                difference_error=math.hypot(paired, *(s for s in seeds if not math.isnan(s))), n_seeds=len(results),
+                seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results),
+                checkpoints=[r["checkpoint"] for r in results], training_seeds=[r["training_seed"] for r in results],
+                commit=results[0]["commit"])
+
+
+def markdown(entries, metric):
+    """Return the lines of a table."""
+    lines = [f"| | {metric}, % | +- seeds | +- examples | above the first | evaluations | s/example |", "|---" * 7 + "|"]
+    for e in entries:
+        same = e is not entries[0] and not abs(e["difference"]) > 2 * e["difference_error"]
+        change = "" if e is entries[0] else f"{e['difference']:+.1f} +- {e['difference_error']:.1f}{' =' * same}"
+        lines.append(f"| {e['name']} ({e['n_seeds']}) | {e['score']:.1f} | {e['over_seeds']:.1f} | {e['over_examples']:.1f} | "
+                     f"{change} | {e['evaluations']:.1f} | {e['seconds']:.4f} |")
+    return [*lines, "", "In brackets the number of seeds; one seed is an anecdote. `=`: within two standard errors (over "
+                        "seeds, and over examples pair by pair)."]
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    rows = rows_of(config.runs)
+    for ending in ("json", "md", "png"):
+        check_new(f"{config.out}.{ending}", "out")
+    words = [f"--{name}={value}" for name in ("data", "n_examples") if (value := getattr(config, name)) is not None]
+    words += ["--allow_code_execution"] if config.allow_code_execution else []
+    results = {name: [evaluation.main([path, *words])[0] for path in paths] for name, paths in rows.items()}
+    everything = [r for row in results.values() for r in row]
+    for what in ("data", "metric", "tokenizer", "n"):
+        found = {str(r[what]): r["checkpoint"] for r in everything}
+        check(len(found) == 1, f"these models differ in their {what}, so their scores cannot be compared: "
+                               + ", ".join(f"{checkpoint} has {value}" for value, checkpoint in found.items()))
+    first = next(iter(results.values()))
+    entries = [entry(name, row, first) for name, row in results.items()]
+    metric = next(iter(everything[0]["scores"]))
+    write_new(f"{config.out}.json", json.dumps({"entries": entries, "results": everything}, indent=1) + "\n", "out")
+    write_new(f"{config.out}.md", "\n".join(markdown(entries, metric)) + "\n", "out")
+    points = {e["name"]: [(e["seconds"], e["score"])] for e in entries}
+    errors = {e["name"]: [e["over_examples"]] for e in entries}
+    picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", errors, xscale="log")
+    print("\n" + "\n".join(markdown(entries, metric)))
+    return entries
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,93 @@
+"""Learning curves of one or more runs, from their metrics.jsonl, on the terminal and as a picture.
+
+    python experiments/plot.py out/ar2diff_code,out/diff_code
+    python experiments/plot.py out/ar,out/diff --key=loss --split=train --out=curves.png
+"""
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from engine.cli import UserError, check, check_new, one_of, parse, run
+
+MARKS = "ox+*#@%&"
+
+
+@dataclass
+class Config:
+    runs: str  # positional: out_dirs, with commas between them
+    key: str = "auto"  # loss, first_pass, norm, lr or seconds_per_step; auto: first_pass where there is one, else loss
+    split: str = "valid"  # valid or train
+    out: str | None = None  # file for the picture: .png, .svg or .pdf
+
+
+def curve(folder, key="auto", split="valid"):
+    """Return [(step, value)] of a run. Raises UserError."""
+    path = Path(folder) / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [row for row in rows if row.get("split", "train") == split]
+        key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name the out_dir of a run") from error
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what a training run writes ({type(error).__name__}: {error})") from error
+    check(points, f"{path} holds no {key} of split {split}")
+    return points
+
+
+def terminal(curves, width=72, height=16):
+    """Return the lines of a plot of {name: [(x, y)]} in characters."""
+    points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points))
+    column = lambda x: round((x - left) / ((right - left) or 1) * (width - 1))
+    row = lambda y: round((high - y) / ((high - low) or 1) * (height - 1))
+    canvas = [[" "] * width for _ in range(height)]
+    for mark, curve in zip(MARKS, curves.values()):
+        for x, y in curve:
+            if math.isfinite(y):
+                canvas[row(y)][column(x)] = mark
+    scale = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
+    lines = [f"{scale.get(i, ''):>8s} |{''.join(cells)}".rstrip() for i, cells in enumerate(canvas)]
+    axis = f"{'':8s} +{'-' * width}\n{'':10s}{left:<{width // 2}g}{right:>{width - width // 2}g}"
+    return [*lines, *axis.split("\n"), "   ".join(f"{mark} {name}" for mark, name in zip(MARKS, curves))]
+
+
+def picture(curves, path, xlabel="step", ylabel="", errors=None, **axes):
+    """Draw {name: [(x, y)]} into a file, with error bars errors[name] where there are some. Raises UserError."""
+    import matplotlib
+    matplotlib.use("agg")  # no window
+    import matplotlib.pyplot as plt  # here: a second that a mistake in the flags need not wait
+    figure, axis = plt.subplots(figsize=(6.5, 4.2))
+    for name, points in curves.items():
+        axis.errorbar(*zip(*points), yerr=(errors or {}).get(name), label=name, marker="o", markersize=3, capsize=2)
+    axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    try:
+        figure.savefig(path, dpi=110, bbox_inches="tight")
+    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know this kind of file
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        plt.close(figure)
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    one_of("split", config.split, ("valid", "train"))
+    one_of("key", config.key, ("auto", "loss", "first_pass", "norm", "lr", "seconds_per_step"))
+    folders = config.runs.split(",")
+    check(len(set(folders)) == len(folders) <= len(MARKS), f"name at most {len(MARKS)} runs, each once")
+    curves = {folder: curve(folder, config.key, config.split) for folder in folders}
+    check_new(config.out, "out")
+    print("\n".join(terminal(curves)))
+    if config.out:
+        picture(curves, config.out, ylabel=f"{config.split} {config.key}")
+
+
+if __name__ == "__main__":
+    run(main)

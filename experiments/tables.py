@@ -1,0 +1,294 @@
+"""The paper's tables and figures as cells: what is trained, what is measured, at which scale; and how a table is written.
+
+The situation is the one that transfer learning is for: plenty of text, few steps on a task. `text` holds standard library docs,
+Python source, and unpaired sentences: inputs of some training examples and targets of others.
+"""
+import json
+import math
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from beyond.decoders import DECODERS
+from data import prepare, synthetic
+from data.dataset import find_folder, read_meta
+from engine.cli import check
+from experiments.cells import Cell, Stage
+from experiments.common import training_step_flops
+from start import shape_of
+
+
+class Scale(NamedTuple):
+    seeds: int
+    sizes: tuple  # of Table 2; the others take the last
+    pretrain: int  # AR steps on text
+    batch: int
+    n_examples: int
+    tasks: dict  # name -> (training examples, fine-tuning steps); 0 = the data as it was prepared by the user
+    canvas: tuple  # input and target columns of text
+    lrs: tuple = (2e-3, 3e-4, 3e-3)  # peak learning rates of pretraining, stage 2, fine-tuning
+    draws: int = 4  # noise levels of a bound
+
+
+EMBEDDED = {"translate": (300, 300), "qa": (20_000, 400), "code": (20_000, 400), "plan": (20_000, 600)}
+REAL = {"multi30k": (0, 4000), "squad": (0, 4000), "mbpp": (0, 1000)}
+SCALES = {
+    "demo": Scale(1, ("4x96x3",), 900, 16, 200, {"translate": EMBEDDED["translate"]}, (24, 24)),
+    "cpu": Scale(3, ("4x64x2", "4x96x3"), 900, 16, 200, EMBEDDED, (32, 32)),
+    "gpu": Scale(3, ("mini", "base"), 20_000, 64, 500, REAL, (128, 128), (1e-3, 3e-4, 1e-3), 32),
+    "paper": Scale(1, ("base", "large", "xl"), 1_000_000, 128, 1000,  # sizes, steps and batch of arXiv 2401.17181, section 4
+                   {"wmt14": (0, 500_000), "squad": (0, 500_000), "mbpp": (0, 5_000)}, (512, 512), (1e-3, 1e-3, 1e-3), 32),
+}
+PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
+
+
+class Lab:
+    """Builds the cells of a scale; its data lies in `folder`."""
+
+    def __init__(self, scale, folder):
+        self.scale, self.folder = SCALES[scale], Path(folder, "data")
+        self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
+        self.size = self.scale.sizes[-1]
+
+    def prepare(self):
+        """Write the data that can be made here. Raises UserError for a folder that cannot."""
+        for task, (n, _) in self.scale.tasks.items():
+            if n and not (self.folder / task).exists():
+                prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
+            check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
+        if (self.folder / "text").exists():
+            return
+        sources = ["stdlib:docs:2", "stdlib:code:2"]
+        for task, (n, _) in self.scale.tasks.items():
+            for i, part in enumerate(("input", "target") if n else ()):
+                lines = [synthetic.example(task, 0, "train", n + 8000 * i + k)[part] for k in range(8000)]
+                path = self.folder / f"{task}_{part}s.txt"
+                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+                sources.append(f"{path}:{2 / len(self.scale.tasks)}")
+        prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
+
+    def data(self, name):
+        return str(self.folder / name if name == "text" or self.scale.tasks[name][0] else find_folder(name) or name)
+
+    def canvas(self, task):
+        if self.scale.tasks[task][0]:
+            return synthetic.META[task]["input_len"], synthetic.META[task]["target_len"]
+        meta = read_meta(task)[1] if find_folder(task) else {}
+        return meta.get("input_len", 512), meta.get("target_len", 256)
+
+    def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
+        often = {"batch_size": self.scale.batch, "input_len": canvas[0], "target_len": canvas[1], "lr": lr, "seed": seed,
+                 "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1_000_000, **flags}
+        if origin is None:
+            often["size"] = size or self.size
+        return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
+
+    def pretrain(self, script, seed, share=1.0, origin=None, lr=None, canvas=None, **flags):
+        """Return a run on text for a share of the AR steps."""
+        steps = max(2, round(share * self.scale.pretrain))
+        return self.stage(script, "text", canvas or self.scale.canvas, steps, lr or self.scale.lrs[0], seed, origin, **flags)
+
+    def equal_flops(self, size):
+        """Return the share of steps for which diffusion on text costs what AR does."""
+        cost = {passes: training_step_flops(shape_of(size), *self.scale.canvas, passes) for passes in (1, 2)}
+        return cost[1] / cost[2]
+
+    def tune(self, task, seed, origin=None, script="train_diff.py", steps=None, **flags):
+        return self.stage(script, task, self.canvas(task), steps or self.scale.tasks[task][1], self.scale.lrs[2], seed, origin,
+                          **({"too_long": "drop"} if not self.scale.tasks[task][0] else {}), **flags)
+
+    def adapt(self, ar, seed, share, **flags):
+        """Return what fine-tuning starts from: AR2Diff_N with N a share of the AR steps."""
+        if not share:
+            return ar
+        return self.pretrain("train_diff.py", seed, share, ar, self.scale.lrs[1], **flags)
+
+    def cell(self, row, task, stage, column=None, **flags):
+        flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if is_code(task) else {}), **flags}
+        return Cell(row, column or task, stage.flag("seed"), stage, tuple(sorted(flags.items())))
+
+    def seeds(self):
+        return range(self.scale.seeds)
+
+
+def is_code(task):
+    return task in ("code", "mbpp")
+
+
+SHARES = {"0": 0, "1 %": 0.01, "10 %": 0.1}
+
+
+def table2(lab):
+    """AR, diffusion and AR2Diff_N on every task and size, with and without --shift."""
+    for seed in lab.seeds():
+        for size in lab.scale.sizes:
+            ar = lab.pretrain("train_ar.py", seed, size=size)
+            same, equal = (lab.pretrain("train_diff.py", seed, share, size=size) for share in (1, lab.equal_flops(size)))
+            for task in lab.tasks:
+                column = f"{task} {size}"
+                yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py"), column)
+                yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, size=size), column)
+                yield lab.cell("Diffusion, equal FLOPs", task, lab.tune(task, seed, equal), column)
+                yield lab.cell("Diffusion, equal steps", task, lab.tune(task, seed, same), column)
+                for name, share in SHARES.items():
+                    yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, lab.adapt(ar, seed, share)), column)
+                for name, share in SHARES.items():
+                    origin = lab.adapt(ar, seed, share, shift="true")
+                    yield lab.cell(f"AR2Diff_{name}, shift", task, lab.tune(task, seed, origin, shift="true"), column)
+
+
+def table1(lab):
+    """Architecture x pretraining objective, all of it diffusion."""
+    for seed in lab.seeds():
+        for architecture in ("decoder-only", "encoder-decoder"):
+            for objective in ("prefix", "span"):
+                flags = {"objective": objective, "architecture": architecture, "size": lab.size}
+                origin = lab.pretrain("train_diff.py", seed, lab.equal_flops(lab.size), **flags)
+                for task in lab.tasks:
+                    yield lab.cell(f"{architecture}, {objective}", task, lab.tune(task, seed, origin))
+
+
+def best_of_table2(lab, task, seed, share=0.1):
+    return lab.tune(task, seed, lab.adapt(lab.pretrain("train_ar.py", seed, size=lab.size), seed, share))
+
+
+def table3(lab):
+    """Decoding steps x samples of AR2Diff_10 %."""
+    for seed in lab.seeds():
+        for task in lab.tasks:
+            for n_steps in (5, 10, 20):
+                for n_samples in (1, 4, 8):
+                    yield lab.cell(f"{n_steps} steps x {n_samples}", task, best_of_table2(lab, task, seed), n_steps=n_steps,
+                                   n_samples=n_samples)
+
+
+def curves(lab):
+    """Score against fine-tuning steps: how many steps do AR weights save, and where do they cost some?"""
+    for seed in lab.seeds():
+        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
+        for task in lab.tasks:
+            for factor in (0.5, 1, 2, 4):
+                steps = round(factor * lab.scale.tasks[task][1])
+                yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, steps=steps, size=lab.size), f"{task} {steps}")
+                for name, share in {**SHARES, "100 %": 1.0}.items():
+                    origin = lab.adapt(ar, seed, share)
+                    yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, origin, steps=steps), f"{task} {steps}")
+
+
+KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_attention": "causal"},
+         "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}, "anneal": {"anneal_steps": 100}}
+
+
+def knobs(lab):
+    """Each option of the transfer alone, in the fine-tuning of AR2Diff_0, with two processes."""
+    for seed in lab.seeds():
+        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
+        for task in lab.tasks:
+            for process in ("uniform", "absorbing"):
+                column = f"{task}, {process}"
+                yield lab.cell("from scratch", task, lab.tune(task, seed, process=process, size=lab.size), column)
+                for name, flags in KNOBS.items():
+                    yield lab.cell(name, task, lab.tune(task, seed, ar, process=process, **flags), column)
+
+
+def plan(lab):
+    """Path-star graphs: what AR weights carry, and where they stand."""
+    for seed in lab.seeds():
+        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
+        tuned = lab.tune("plan", seed, ar, "train_ar.py", 2 * lab.scale.tasks["plan"][1])
+        yield lab.cell("AR", "plan", tuned)
+        for process in ("uniform", "absorbing"):
+            column = f"plan, {process}"
+            for shift in ("false", "true"):
+                name, flags = ", shift" * (shift == "true"), {"process": process, "shift": shift}
+                yield lab.cell("from scratch" + name, "plan", lab.tune("plan", seed, size=lab.size, **flags), column)
+                yield lab.cell("from AR on text" + name, "plan", lab.tune("plan", seed, ar, **flags), column)
+                yield lab.cell("from AR on the task" + name, "plan", lab.tune("plan", seed, tuned, **flags), column)
+
+
+def bits(lab):
+    """Bits per byte of text: exact for AR, upper bounds for the others, equal steps."""
+    for seed in lab.seeds():
+        for name, process in (("AR", None), ("absorbing", "absorbing"), ("uniform", "uniform"), ("gaussian", "gaussian")):
+            flags = {"process": process} if process else {}
+            stage = lab.pretrain(f"train_{'diff' if process else 'ar'}.py", seed, size=lab.size, **flags)
+            yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
+
+
+def decoders(lab):
+    """Every decoder in few and many steps, of the first and the last of the tasks."""
+    for seed in lab.seeds():
+        for process in ("uniform", "absorbing"):
+            for task in (lab.tasks[0], lab.tasks[-1]):
+                stage = lab.tune(task, seed, process=process, size=lab.size)
+                for decoder in DECODERS[process]:
+                    for n_steps in (2, 8, 32):
+                        yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n_steps}", decoder=decoder,
+                                       n_steps=n_steps)
+
+
+TABLES = {  # the row that others are compared with
+    "table1": (table1, "decoder-only, prefix"), "table2": (table2, "Diffusion, equal FLOPs"),
+    "table3": (table3, "10 steps x 8"), "curves": (curves, "Diffusion, no text"), "knobs": (knobs, "plain"),
+    "plan": (plan, "from scratch"), "bits": (bits, "AR"), "decoders": (decoders, "uniform, resample"),
+}
+
+
+# ---- writing a table ----
+
+def summary(values, errors):
+    """Return (mean, standard error): over seeds, of one seed over its examples."""
+    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else errors[0]
+
+
+def collect(cells, results):
+    """Return a dict for each row and column that has results: mean, se, n, the values by seed, and mean costs."""
+    found = {}
+    for cell, known in zip(cells, results):
+        if known:
+            found.setdefault((cell.row, cell.column), {})[cell.seed] = known
+    entries = []
+    for (row, column), seeds in found.items():
+        results = [known["result"] for known in seeds.values()]
+        scores = [r["per_byte"] if "per_byte" in r else next(iter(r["scores"].values())) for r in results]
+        mean, se = summary([s for s, _ in scores], [e for _, e in scores])
+        entries.append(dict(row=row, column=column, mean=mean, se=se, seeds={s: v for s, (v, _) in zip(seeds, scores)},
+                            metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
+                            tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
+                            seconds=fmean(r.get("seconds", math.nan) for r in results),
+                            evaluations=fmean(r.get("evaluations", math.nan) for r in results),
+                            commits=sorted({str(known["commit"]) for known in seeds.values()})))
+    return entries
+
+
+def differs(a, b):
+    """Return whether two entries lie more than two standard errors of their difference apart; nan errors decide nothing."""
+    return abs(a["mean"] - b["mean"]) > 2 * math.hypot(a["se"], b["se"])
+
+
+def markdown(entries, reference):
+    """Return the lines of a table: mean +- standard error; `=` where the reference row is within two standard errors."""
+    rows, columns = (list(dict.fromkeys(entry[key] for entry in entries)) for key in ("row", "column"))
+    at = {(entry["row"], entry["column"]): entry for entry in entries}
+    lines = ["| | " + " | ".join([*columns, "TFLOP of training"]) + " |", "|---|" + "---|" * (len(columns) + 1)]
+    for row in rows:
+        mine = [at.get((row, column)) for column in columns]
+        words = []
+        for entry, base in zip(mine, (at.get((reference, column)) for column in columns)):
+            mark = " =" if entry and base and entry is not base and not differs(entry, base) else ""
+            words.append(f"{entry['mean']:.{2 if entry['metric'] == 'bits per byte' else 1}f} +- {entry['se']:.2g}{mark}"
+                         if entry else "")
+        lines.append(f"| {row} | " + " | ".join([*words, f"{fmean(e['tflop'] for e in mine if e):.1f}"]) + " |")
+    metrics = ", ".join(dict.fromkeys(entry["metric"] for entry in entries))
+    n = sorted({len(entry["seeds"]) for entry in entries})
+    seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
+    return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples). "
+                        f"`=`: within two standard errors of the row {reference!r}."]
+
+
+def write(folder, name, entries, reference):
+    """Write NAME.json and NAME.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({"reference": reference, "entries": entries}, indent=1) + "\n",
+                                         encoding="utf-8")
+    (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")

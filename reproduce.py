@@ -1,0 +1,98 @@
+"""The paper's tables and figures at a chosen scale, with means over seeds and standard errors.
+
+    python reproduce.py --scale=demo --what=table2
+    python reproduce.py --scale=cpu --what=all --allow_code_execution       # code tasks run the models' programs
+    python reproduce.py --scale=gpu --what=table2 --dry_run                 # the plan, with FLOPs and minutes
+    python reproduce.py --scale=cpu --what=all --draw                       # tables and pictures again, from what is known
+
+What is done is kept in OUT/SCALE and never done twice: stop it at any time, start it again, let several work on it. Experiments
+are in experiments/tables.py, how they are run in experiments/cells.py; results/README.md reads the numbers.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.cli import check, one_of, parse, run
+from engine.devices import n_cores
+from experiments import figure3, tables
+from experiments.cells import Store
+from experiments.plot import picture
+
+
+@dataclass
+class Config:
+    scale: str = "demo"  # demo (minutes), cpu (hours of two cores), gpu or paper
+    what: str = "table2"  # table1, table2, table3, figure3, curves, knobs, decoders, plan, bits or all; several with commas
+    dry_run: bool = False  # print what would be run, with FLOPs and minutes, and stop
+    refresh: bool = False  # measure again what another version of the code measured
+    draw: bool = False  # write tables and pictures from what is known, and run nothing
+    allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
+    out: str = "out/reproduce"
+
+
+def chosen(config):
+    """Return the names of the tables. Raises UserError for one that is not there or cannot be run."""
+    one_of("scale", config.scale, tables.SCALES)
+    everything = [*tables.TABLES, "figure3"]
+    names = everything if config.what == "all" else config.what.split(",")
+    for name in names:
+        one_of("what", name, [*everything, "all"])
+    if "plan" in names and "plan" not in tables.SCALES[config.scale].tasks:
+        check(config.what == "all", f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
+        names.remove("plan")
+    return names
+
+
+def show_plan(store, name, cells):
+    """Print what a table still needs."""
+    stages, open_cells = store.missing(cells)
+    work = sum(job.work for job in [*stages, *open_cells])
+    print(f"{name:9s} {len(cells) - len(open_cells):4d} of {len(cells):4d} cells done, {len(stages):4d} stages to train, "
+          f"{work / 1e12:9.1f} TFLOP, about {work / store.rate() / n_cores() / 60:7.1f} minutes of {n_cores()} cores")
+    return work
+
+
+def draw(folder, name, entries):
+    """Draw scores against what the columns count, a picture for each task; nothing where they count nothing."""
+    numbered = [e for e in entries if e["column"].rpartition(" ")[2].isdigit()]
+    for task in dict.fromkeys(e["column"].rpartition(" ")[0] for e in numbered):
+        lines, errors = {}, {}
+        for e in numbered:
+            if e["column"].rpartition(" ")[0] == task:
+                lines.setdefault(e["row"], []).append((int(e["column"].rpartition(" ")[2]), e["mean"]))
+                errors.setdefault(e["row"], []).append(e["se"])
+        picture(lines, folder / f"{name}_{task}.png", "steps", f"{numbered[0]['metric']}, %", errors, title=task, xscale="log")
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    names, folder = chosen(config), Path(config.out, config.scale)
+    store, lab = Store(folder), tables.Lab(config.scale, folder)
+    if not (config.dry_run or config.draw):
+        lab.prepare()
+    plans = {name: list(tables.TABLES[name][0](lab)) for name in names if name != "figure3"}
+    cells = [cell for plan in plans.values() for cell in plan]
+    if config.dry_run:
+        total = [show_plan(store, name, plan) for name, plan in plans.items()]
+        stages, open_cells = store.missing(cells)
+        print(f"all together, shared stages once: {sum(job.work for job in [*stages, *open_cells]) / 1e12:.1f} TFLOP")
+        return total
+    check(config.draw or config.allow_code_execution or not any(dict(cell.flags).get("allow_code_execution") for cell in cells),
+          "code tasks run programs that a model wrote; read the top of scoring/sandbox.py, then say --allow_code_execution")
+    store.refuse_other_code(cells, config.refresh)
+    for name, plan in plans.items():
+        if not config.draw:
+            store.run(plan)
+        entries, reference = tables.collect(plan, map(store.result, plan)), tables.TABLES[name][1]
+        check(entries, f"nothing is known of {name} in {folder}; run it first, without --draw")
+        tables.write(folder, name, entries, reference)
+        draw(folder, name, entries)
+        print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
+        print("\n".join(tables.markdown(entries, reference)), flush=True)
+    if "figure3" in names:
+        figure3.make(folder, lab.size, config.draw)
+    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plans}
+
+
+if __name__ == "__main__":
+    run(main)
