@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+import demo
 import eval as evaluation
 import reproduce
 import train_ar
@@ -301,3 +302,21 @@ def test_the_scripts_end_with_code_2_and_one_line(capsys, monkeypatch, tmp_path)
         with pytest.raises(SystemExit) as end:
             cli.run(lambda: main(words))  # noqa: B023
         assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_demo_runs_and_says_what_was_seen(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    demo.main(["--size=1x16x2", "--n_pairs=20", "--pretrain_steps=10", "--finetune_steps=8", "--n_examples=4", "--task=plan",
+               f"--out_dir={out}"])
+    shown = capsys.readouterr().out
+    for part in ("AR2Diff_0", "AR2Diff_1 ", "One denoising", "o Diffusion, no text", "From 20 pairs", "seconds in all"):
+        assert part in shown, part
+    facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
+    assert list(facts["rows"]) == ["Diffusion, no text", "Diffusion, text", "AR2Diff_0", "AR2Diff_1", "AR"]
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError, match="is not a demo's"):
+        demo.main([f"--out_dir={tmp_path}/mine"])
+    with pytest.raises(UserError, match="did you mean 'translate'"):
+        demo.main(["--task=translat"])
