@@ -35,8 +35,8 @@ class Config:
     task: str = "translate"  # translate, code, qa or plan
     size: str = "3x96x3"  # of every model: LAYERSxWIDTHxHEADS or a name, see start.py
     n_pairs: int = 300  # training examples of the task
-    pretrain_steps: int = 800  # AR steps on text; diffusion gets the same FLOPs, AR2Diff_N goes on for N = a tenth
-    finetune_steps: int = 300  # on the task, every model
+    pretrain_steps: int = 1200  # AR steps on text; diffusion gets the same FLOPs, AR2Diff_N goes on for N = a tenth
+    finetune_steps: int = 500  # on the task, every model
     n_examples: int = 200  # test examples
     seed: int = 0  # of weights, data order and noise
     out_dir: str = "out/demo"  # everything that is made goes here; replaced if it is there
@@ -107,8 +107,8 @@ def pretrain(config, out):
     """Run stages 1 and 2; return {label: (folders of the runs on text that led to it, script that fine-tunes it)}."""
     canvas, N = synthetic.META[config.task], config.pretrain_steps // 10
     columns = canvas["input_len"], canvas["target_len"]
-    text = (f"--data={out}/text", f"--input_len={columns[0]}", f"--target_len={columns[1]}", "--batch_size=16",
-            "--log_every=100", "--eval_every=1000", f"--seed={config.seed}")
+    text = (f"--data={out}/text", f"--input_len={columns[0]}", f"--target_len={columns[1]}", "--batch_size=8",
+            "--log_every=200", "--eval_every=2000", f"--seed={config.seed}")
     first = (*text, f"--size={config.size}", "--lr=2e-3")
     cost = {passes: training_step_flops(shape_of(config.size), *columns, passes) for passes in (1, 2)}
     equal = round(config.pretrain_steps * cost[1] / cost[2])
@@ -126,8 +126,8 @@ def pretrain(config, out):
 def finetune(config, out, starts):
     """Run stage 3 and score its models; return {label: (folders of all runs that led to it, result of eval.py)}."""
     print(f"\n== Stage 3: fine-tuning on {config.n_pairs} pairs, {config.finetune_steps} steps each, and evaluation")
-    tune = (f"--data={out}/pairs", "--lr=3e-3", "--batch_size=16", "--log_every=100", f"--steps={config.finetune_steps}",
-            f"--eval_every={max(1, config.finetune_steps // 8)}", "--eval_sequences=128", f"--seed={config.seed}")
+    tune = (f"--data={out}/pairs", "--lr=3e-3", "--batch_size=8", "--log_every=100", f"--steps={config.finetune_steps}",
+            f"--eval_every={max(1, config.finetune_steps // 8)}", "--eval_sequences=64", f"--seed={config.seed}")
     allowed = ["--allow_code_execution"] if config.task == "code" else []
     folder = lambda label: f"{out}/{label.lower().replace(', ', '_').replace(' ', '_')}_tuned"
     jobs = {}
