@@ -12,7 +12,7 @@ from typing import NamedTuple
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from engine.cli import check
+from engine.cli import UserError, check
 from experiments.cells import Cell, Stage
 from experiments.common import training_step_flops
 from start import shape_of
@@ -284,6 +284,16 @@ def markdown(entries, reference):
     seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
     return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples). "
                         f"`=`: within two standard errors of the row {reference!r}."]
+
+
+def read(folder, name):
+    """Return the entries that write() wrote. Raises UserError."""
+    path = folder / f"{name}.json"
+    check(path.exists(), f"nothing is known of {name} in {folder}; run it first, without --draw")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["entries"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what reproduce.py writes ({type(error).__name__}: {error})") from error
 
 
 def write(folder, name, entries, reference):

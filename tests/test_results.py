@@ -60,6 +60,10 @@ def test_a_table_is_filled_once_its_stages_are_shared_and_it_can_be_drawn_again(
     (tmp_path / "r/demo/table2.md").unlink()
     reproduce.main(["--what=table2", *tiny, "--draw"])
     assert (tmp_path / "r/demo/table2.md").read_text(encoding="utf-8") == table and not calls
+    (tmp_path / "copy/demo").mkdir(parents=True)
+    (tmp_path / "copy/demo/table2.json").write_bytes((tmp_path / "r/demo/table2.json").read_bytes())
+    reproduce.main(["--what=table2", f"--out={tmp_path}/copy", "--draw"])  # of its own file alone
+    assert (tmp_path / "copy/demo/table2.md").read_text(encoding="utf-8") == table
     known = sorted((tmp_path / "r/demo/cells").glob("*.json"))
     known[0].unlink()
     reproduce.main(["--what=table2", *tiny])
