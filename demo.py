@@ -157,11 +157,14 @@ def seen(config, rows):
     """Return the lines that say what the table shows."""
     metric = next(iter(rows[AR][1]["scores"]))
     score = {label: r["scores"][metric] for label, (_, r) in rows.items()}
-    (base, base_error), (other, _), (best, error) = score[SCRATCH], score[DIFFUSION], score[AR2DIFF_0]
-    gap, noise = best - base, (error ** 2 + base_error ** 2) ** 0.5
-    verdict = "more than" if gap > 2 * noise else "less than" if gap < -2 * noise else "within two standard errors of"
+    best, error = score[AR2DIFF_0]
+
+    def beside(label):
+        gap, noise = best - score[label][0], (error ** 2 + score[label][1] ** 2) ** 0.5
+        words = "more than" if gap > 2 * noise else "less than" if gap < -2 * noise else "within two standard errors of"
+        return f"{words} {score[label][0]:.1f}"
     return [f"From {config.n_pairs} pairs diffusion that starts from AR weights (AR2Diff_0) reaches {metric} {best:.1f}:",
-            f"{verdict} {base:.1f}, without any text, and {other:.1f}, pretrained as diffusion for the same FLOPs.",
+            f"{beside(SCRATCH)}, without any text, and {beside(DIFFUSION)}, pretrained as diffusion for the same FLOPs.",
             f"Read from left to right the same AR weights reach {score[AR][0]:.1f}. (One seed; results/README.md has three.)"]
 
 
@@ -170,7 +173,8 @@ def main(argv=None):
     one_of("task", config.task, synthetic.TASKS)
     check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
     for name in ("n_pairs", "finetune_steps", "n_examples"):
-        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+        check(1 <= getattr(config, name) <= 1_000_000, f"--{name}={getattr(config, name)} must be 1 to a million")
+    check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     shape_of(config.size)
     start, out = time.time(), new_folder(config.out_dir)
     prepare_data(config, out)

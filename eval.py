@@ -131,6 +131,7 @@ def check_flags(config):
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
     check(0 < config.timeout < 1e6, f"--timeout={config.timeout} must be above 0 and below a million seconds")
     one_of("split", config.split, ("train", "valid", "test"))
+    check(config.out is None or config.out != config.json, "--out and --json must be two files")
     check_new(config.out, "out")
     check_new(config.json, "json")
 
@@ -209,6 +210,8 @@ def main(argv=None):
     several = [config.checkpoint] if Path(config.checkpoint).exists() else config.checkpoint.split(",")
     check(len(several) == 1 or not config.out, "--out is for the answers of one model")
     results = []
+    for checkpoint in several:
+        load_checkpoint(checkpoint)  # a path that is wrong is found out now, not after the others are scored
     for checkpoint in several:
         one = replace(config, checkpoint=checkpoint)
         results.append(evaluate(one) | {"config": asdict(one)})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.cli import check, one_of, parse, run
 from engine.devices import n_cores
-from experiments import figure3, tables
+from experiments import figure3, report, tables
 from experiments.cells import Store
 from experiments.plot import picture
 
@@ -27,18 +27,17 @@ class Config:
     refresh: bool = False  # measure again what another version of the code measured
     draw: bool = False  # write tables and pictures from what is known, and run nothing
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
-    out: str = "out/reproduce"
+    out: str = "out/reproduce"  # OUT/SCALE/TABLE.json, .md and .png, and all that they are made of
 
 
 def chosen(config):
     """Return the names of the tables. Raises UserError for one that is not there or cannot be run."""
     one_of("scale", config.scale, tables.SCALES)
     everything = [*tables.TABLES, "figure3"]
-    names = everything if config.what == "all" else config.what.split(",")
-    for name in names:
-        one_of("what", name, [*everything, "all"])
+    names = [one_of("what", name, [*everything, "all"]) for name in config.what.split(",")]
+    names = everything if "all" in names else names
     if "plan" in names and "plan" not in tables.SCALES[config.scale].tasks:
-        check(config.what == "all", f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
+        check("all" in config.what, f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
         names.remove("plan")
     return names
 
@@ -47,7 +46,8 @@ def show_plan(store, name, cells):
     """Print what a table still needs."""
     stages, open_cells = store.missing(cells)
     work = sum(job.work for job in [*stages, *open_cells])
-    print(f"{name:9s} {len(cells) - len(open_cells):4d} of {len(cells):4d} cells done, {len(stages):4d} stages to train, "
+    n = len({cell.key for cell in cells})
+    print(f"{name:9s} {n - len(open_cells):4d} of {n:4d} cells done, {len(stages):4d} stages to train, "
           f"{work / 1e12:9.1f} TFLOP, about {work / store.rate() / n_cores() / 60:7.1f} minutes of {n_cores()} cores")
     return work
 
@@ -61,7 +61,9 @@ def draw(folder, name, entries):
             if e["column"].rpartition(" ")[0] == task:
                 lines.setdefault(e["row"], []).append((int(e["column"].rpartition(" ")[2]), e["mean"]))
                 errors.setdefault(e["row"], []).append(e["se"])
-        picture(lines, folder / f"{name}_{task}.png", "steps", f"{numbered[0]['metric']}, %", errors, title=task, xscale="log")
+        metric = next(e["metric"] for e in numbered if e["column"].startswith(task))
+        steps = "decoding steps" if name == "decoders" else "fine-tuning steps"
+        picture(lines, folder / f"{name}_{task}.png", steps, f"{metric}, %", errors, title=task, xscale="log")
 
 
 def main(argv=None):
@@ -75,23 +77,26 @@ def main(argv=None):
     if config.dry_run:
         total = [show_plan(store, name, plan) for name, plan in plans.items()]
         stages, open_cells = store.missing(cells)
+        if "figure3" in names:
+            print("figure3 is not counted: experiments/bench.py, some minutes")
         print(f"all together, shared stages once: {sum(job.work for job in [*stages, *open_cells]) / 1e12:.1f} TFLOP")
         return total
     check(config.draw or config.allow_code_execution or not any(dict(cell.flags).get("allow_code_execution") for cell in cells),
           "code tasks run programs that a model wrote; read the top of scoring/sandbox.py, then say --allow_code_execution")
-    store.refuse_other_code(cells, config.refresh)
+    if not config.draw:
+        store.refuse_other_code(cells, config.refresh)
     for name, plan in plans.items():
         if not config.draw:
             store.run(plan)
-        entries, reference = tables.collect(plan, map(store.result, plan)), tables.TABLES[name][1]
+        entries, reference = report.collect(plan, map(store.result, plan)), tables.TABLES[name][1]
         if config.draw and not entries:  # cells need not be at hand: a table's own file has its numbers
-            entries = tables.read(folder, name)
-        tables.write(folder, name, entries, reference)
+            entries = report.read(folder, name)
+        report.write(folder, name, entries, reference)
         draw(folder, name, entries)
         print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
-        print("\n".join(tables.markdown(entries, reference)), flush=True)
+        print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:
-        figure3.make(folder, lab.size, config.draw)
+        figure3.make(folder, lab.size, config.draw, config.refresh)
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plans}
 
 

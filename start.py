@@ -68,7 +68,7 @@ def shape_of(size):
     if size in SIZES:
         return SIZES[size]
     parts = size.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"size={size!r} is neither one of {', '.join(SIZES)} nor LAYERSxWIDTHxHEADS such as 4x128x4")
     n_layer, width, n_head = map(int, parts)
     if width % n_head or (width // n_head) % 2:

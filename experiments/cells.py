@@ -5,6 +5,7 @@ an evaluation of it. Both are known by a hash of their flags, of their data's co
 done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
 store at once.
 """
+import ast
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from tqdm import tqdm
 
 try:
@@ -32,8 +34,7 @@ from experiments.common import flops, training_step_flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MATTERS = ("model.py", "autoregressive.py", "diffusion.py", "ar2diff.py", "train_loop.py", "start.py", "engine/noise.py",
-           "beyond", "data", "scoring")  # code that a number depends on
+MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py", "experiments/tables.py")
 FLOPS_PER_SECOND = 2e10  # of a core, until a stage was timed here
 
 
@@ -55,11 +56,16 @@ class Stage(NamedTuple):
         return self.origin.size if self.origin else self.flag("size")
 
     @property
+    def architecture(self):
+        return self.origin.architecture if self.origin else self.flag("architecture", "decoder-only")
+
+    @property
     def work(self):
         """FLOPs of this stage, without those of its origin."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
-        passes = self.flag("n_unroll", 2) if uniform else 1
-        step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes)
+        passes = (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
+        step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes,
+                                   architecture=self.architecture)
         return step * self.flag("batch_size") * self.flag("steps")
 
     @property
@@ -84,7 +90,7 @@ class Cell(NamedTuple):
         """FLOPs of the evaluation."""
         flags = dict(self.flags)
         n_layer, width, _ = shape_of(self.stage.size)
-        shape = dict(n_layer=n_layer, width=width, vocab_size=4096, architecture="decoder-only")
+        shape = dict(n_layer=n_layer, width=width, vocab_size=4096, architecture=self.stage.architecture)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
         return flags["n_examples"] * rounds * flops(shape, self.stage.flag("target_len"))
 
@@ -103,11 +109,26 @@ def content(folder):
     return found.hexdigest()[:12] if Path(folder).exists() else str(folder)
 
 
-@cache
+def sources():
+    """Return {path: text} of the code that numbers depend on."""
+    files = [path for pattern in MATTERS for path in sorted(ROOT.glob(pattern))]
+    return {path: path.read_text(encoding="utf-8") for path in files if path.name not in ("demo.py", "nano.py", "reproduce.py")}
+
+
 def code_version():
-    """Return a hash of the code that the numbers depend on."""
-    files = [path for name in MATTERS for path in sorted((*(ROOT / name).rglob("*.py"), *ROOT.glob(name))) if path.is_file()]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    """Return a hash of what a number depends on but its cell: this code (comments left out), torch, the kind of device."""
+    trees = [ast.dump(ast.parse(text)) for text in sources().values()]
+    return digest([trees, torch.__version__, pick_device("auto").type])
+
+
+def known(path, *keys):
+    """Return the dict in a JSON file, None where there is no file. Raises UserError where it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        check(found is None or all(key in found for key in keys), f"{path} is damaged; delete it, and it is made again")
+        return found
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
 
 
 class Store:
@@ -115,37 +136,43 @@ class Store:
 
     def __init__(self, folder):
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
+        self.code, self.sources = code_version(), sources()
 
     def result(self, cell):
         """Return what is known of a cell, None if nothing is."""
-        path = self.cells / f"{cell.key}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        except ValueError as error:
-            raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+        return known(self.cells / f"{cell.key}.json", "code", "work", "result")
 
     def done(self, stage):
-        return (self.stages / stage.key / "seconds").exists()
+        """Return when and how long a stage was trained, None if it was not."""
+        return known(self.stages / stage.key / "done.json", "code", "work", "seconds")
 
     def missing(self, cells):
         """Return (stages, cells) that are yet to be run; stages in order, each behind what it starts from."""
-        open_cells = [cell for cell in cells if self.result(cell) is None]
+        open_cells = list({cell.key: cell for cell in cells if self.result(cell) is None}.values())
         stages = dict.fromkeys(stage for cell in open_cells for stage in cell.stage.lineage)
         return [stage for stage in stages if not self.done(stage)], open_cells
 
     def refuse_other_code(self, cells, refresh):
-        """Raise UserError where cells were measured with other code; with refresh delete them and all stages."""
-        old = {r["code"] for cell in cells if (r := self.result(cell)) and r["code"] != code_version()}
-        check(not old or refresh, f"{self.cells} holds numbers of another version of the code ({', '.join(sorted(old))}, this "
-                                  f"is {code_version()}); keep them by another --out, or measure them again with --refresh")
-        if old:
-            for folder in (self.cells, self.stages):
-                shutil.rmtree(folder, ignore_errors=True)
+        """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
+        stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
+        old = {self.cells / f"{cell.key}.json": r["code"] for cell in cells if (r := self.result(cell))}
+        old |= {self.stages / stage.key: r["code"] for stage in stages if (r := self.done(stage))}
+        old = {path: code for path, code in old.items() if code != self.code}
+        check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
+                                  f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
+                                  f"or measure them again with --refresh")
+        for path in old:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def rate(self):
         """Return the FLOPs per second and core of the stages that were timed here."""
-        timed = [json.loads(path.read_text()) for path in self.stages.glob("*/seconds")]
+        timed = [known(path, "work", "seconds") for path in self.stages.glob("*/done.json")]
         return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else FLOPS_PER_SECOND
+
+    def unchanged(self):
+        """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
+        check(sources() == self.sources, "the code was edited while cells were run; start again")
+        return self.code
 
     def train(self, stage):
         """Run a stage, or the rest of one; return the FLOPs, 0 if it was done."""
@@ -160,8 +187,9 @@ class Store:
             if step < stage.flag("steps"):
                 call(stage.script, *words, *["--resume"] * (step > 0), lock=lock)
             (folder / "best.pt").unlink(missing_ok=True)
-            facts = {"work": stage.work * (1 - step / stage.flag("steps")), "seconds": time.time() - start}
-            (folder / "seconds").write_text(json.dumps(facts))
+            facts = dict(code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
+                         seconds=time.time() - start)
+            write_new(folder / "done.json", json.dumps(facts), "out")
         return stage.work
 
     def measure(self, cell):
@@ -175,7 +203,7 @@ class Store:
                  f"--json={partial}", lock=lock)
             result, = json.loads(partial.read_text(encoding="utf-8"))
             partial.unlink()
-            facts = dict(code=code_version(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
+            facts = dict(code=self.unchanged(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
                          result=result)
             write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
         return cell.work

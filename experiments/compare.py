@@ -17,7 +17,8 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
 import eval as evaluation
 from engine.cli import check, check_new, parse, run, write_new
 from experiments.plot import picture
-from experiments.tables import summary
+from experiments.report import summary
+from pretrained.loading import load_checkpoint
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Config:
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one each was trained on
     n_examples: int | None = None  # score the first n test examples only
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
-    out: str = "out/compare"  # OUT.json, OUT.md, OUT.png
+    out: str = "compare"  # OUT.json, OUT.md, OUT.png
 
 
 def rows_of(text):
@@ -37,6 +38,9 @@ def rows_of(text):
         check(equals and name.strip() and paths, f"{part!r} is not NAME=CHECKPOINT,CHECKPOINT")
         check(name.strip() not in rows, f"{name.strip()!r} is named twice; give all its seeds in one list")
         rows[name.strip()] = [path.strip() for path in paths.split(",")]
+        check(all(path and path[0] != "-" for path in rows[name.strip()]), f"{part!r}: {paths!r} are no checkpoints")
+        check(len({Path(path).resolve() for path in rows[name.strip()]}) == paths.count(",") + 1,
+              f"{part!r} names a checkpoint twice: that is one seed")
     check(rows, "no runs; write NAME=CHECKPOINT,CHECKPOINT; NAME=CHECKPOINT")
     return rows
 
@@ -44,7 +48,7 @@ def rows_of(text):
 def entry(name, results, first):
     """Return what a row shows: score and error over seeds, and the paired difference from the results of the first row."""
     scores = [next(iter(r["scores"].values())) for r in results]
-    mean, over_seeds = summary([s for s, _ in scores], [math.nan])
+    mean, over_seeds = summary([s for s, _ in scores], [error for _, error in scores])
     means = [fmean(values) for values in zip(*(r["values"] for r in results))]           # over seeds, for each example
     base = [fmean(values) for values in zip(*(r["values"] for r in first))]
     error = lambda values: stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -74,11 +78,15 @@ def main(argv=None):
     rows = rows_of(config.runs)
     for ending in ("json", "md", "png"):
         check_new(f"{config.out}.{ending}", "out")
+    origins = {path: load_checkpoint(path)["config"]["data"] for paths in rows.values() for path in paths}
+    folders = {str(Path(config.data or data).resolve()): path for path, data in origins.items()}
+    check(len(folders) == 1, "these models were trained on different data; name the task by --data: "
+                             + ", ".join(f"{path} on {data}" for data, path in folders.items()))
     words = [f"--{name}={value}" for name in ("data", "n_examples") if (value := getattr(config, name)) is not None]
     words += ["--allow_code_execution"] if config.allow_code_execution else []
     results = {name: [evaluation.main([path, *words])[0] for path in paths] for name, paths in rows.items()}
     everything = [r for row in results.values() for r in row]
-    for what in ("data", "metric", "tokenizer", "n"):
+    for what in ("metric", "tokenizer", "n"):
         found = {str(r[what]): r["checkpoint"] for r in everything}
         check(len(found) == 1, f"these models differ in their {what}, so their scores cannot be compared: "
                                + ", ".join(f"{checkpoint} has {value}" for value, checkpoint in found.items()))

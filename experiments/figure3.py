@@ -34,9 +34,11 @@ def markdown(ways):
     return lines + [f"| {name} | " + " | ".join(words(way)) + " |" for name, way in ways.items()]
 
 
-def make(folder, size, draw):
+def make(folder, size, draw, refresh=False):
     """Measure, unless it was done or `draw` says to draw what is known; write figure3.md and figure3.png."""
     path = Path(folder, "figure3.json")
+    if refresh and not draw:
+        path.unlink(missing_ok=True)
     if not draw and not path.exists():
         bench.main([f"--size={size}", "--lengths=16,32,64,128,256", "--n_steps=5,10,20", f"--out={path}"])
     ways = read(path)

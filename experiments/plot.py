@@ -31,7 +31,7 @@ def curve(folder, key="auto", split="valid"):
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         rows = [row for row in rows if row.get("split", "train") == split]
         key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name the out_dir of a run") from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
@@ -42,15 +42,14 @@ def curve(folder, key="auto", split="valid"):
 
 def terminal(curves, width=72, height=16):
     """Return the lines of a plot of {name: [(x, y)]} in characters."""
-    points = [point for curve in curves.values() for point in curve if math.isfinite(point[1])]
+    points = [point for line in curves.values() for point in line]
     (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points))
     column = lambda x: round((x - left) / ((right - left) or 1) * (width - 1))
     row = lambda y: round((high - y) / ((high - low) or 1) * (height - 1))
     canvas = [[" "] * width for _ in range(height)]
-    for mark, curve in zip(MARKS, curves.values()):
-        for x, y in curve:
-            if math.isfinite(y):
-                canvas[row(y)][column(x)] = mark
+    for mark, line in zip(MARKS, curves.values()):
+        for x, y in line:
+            canvas[row(y)][column(x)] = mark
     scale = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
     lines = [f"{scale.get(i, ''):>8s} |{''.join(cells)}".rstrip() for i, cells in enumerate(canvas)]
     axis = f"{'':8s} +{'-' * width}\n{'':10s}{left:<{width // 2}g}{right:>{width - width // 2}g}"
@@ -83,6 +82,8 @@ def main(argv=None):
     folders = config.runs.split(",")
     check(len(set(folders)) == len(folders) <= len(MARKS), f"name at most {len(MARKS)} runs, each once")
     curves = {folder: curve(folder, config.key, config.split) for folder in folders}
+    check(config.out is None or Path(config.out).suffix in (".png", ".svg", ".pdf"),
+          f"--out={config.out} must end in .png, .svg or .pdf")
     check_new(config.out, "out")
     print("\n".join(terminal(curves)))
     if config.out:

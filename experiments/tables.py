@@ -1,19 +1,17 @@
-"""The paper's tables and figures as cells: what is trained, what is measured, at which scale; and how a table is written.
+"""The paper's tables and figures as cells: what is trained, what is measured, at which scale.
 
 The situation is the one that transfer learning is for: plenty of text, few steps on a task. `text` holds standard library docs,
 Python source, and unpaired sentences: inputs of some training examples and targets of others.
 """
-import json
-import math
+import sys
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import NamedTuple
 
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from engine.cli import UserError, check
-from experiments.cells import Cell, Stage
+from engine.cli import check
+from experiments.cells import Cell, Stage, alone, digest
 from experiments.common import training_step_flops
 from start import shape_of
 
@@ -47,16 +45,24 @@ class Lab:
     """Builds the cells of a scale; its data lies in `folder`."""
 
     def __init__(self, scale, folder):
-        self.scale, self.folder = SCALES[scale], Path(folder, "data")
+        self.scale = SCALES[scale]
+        made_by = [path.read_text(encoding="utf-8") for path in sorted(Path(prepare.__file__).parent.glob("*.py"))]
+        self.folder = Path(folder, "data", digest([made_by, self.scale.tasks, sys.version_info[:2]]))  # other code, other data
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
 
     def prepare(self):
         """Write the data that can be made here. Raises UserError for a folder that cannot."""
         for task, (n, _) in self.scale.tasks.items():
+            check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder.with_suffix(".lock")):
+            self.write_data()
+
+    def write_data(self):
+        for task, (n, _) in self.scale.tasks.items():
             if n and not (self.folder / task).exists():
                 prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
-            check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
         if (self.folder / "text").exists():
             return
         sources = ["stdlib:docs:2", "stdlib:code:2"]
@@ -79,7 +85,8 @@ class Lab:
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
         often = {"batch_size": self.scale.batch, "input_len": canvas[0], "target_len": canvas[1], "lr": lr, "seed": seed,
-                 "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1_000_000, **flags}
+                 "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1000,
+                 "eval_sequences": 64, **flags}
         if origin is None:
             often["size"] = size or self.size
         return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
@@ -185,7 +192,7 @@ def knobs(lab):
     for seed in lab.seeds():
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task in lab.tasks:
-            for process in ("uniform", "absorbing") if task != lab.tasks[1] else ("uniform",):
+            for process in ("uniform",) if task in lab.tasks[1:2] else ("uniform", "absorbing"):
                 column = f"{task}, {process}"
                 yield lab.cell("from scratch", task, lab.tune(task, seed, process=process, size=lab.size), column)
                 for name, flags in KNOBS.items():
@@ -217,7 +224,7 @@ def bits(lab):
 
 
 def decoders(lab):
-    """Every decoder in few and many steps, on the last of the tasks, code, which needs them most."""
+    """Every decoder in few and many steps, on the last of the tasks: code, where there is one, needs them most."""
     task = lab.tasks[-1]
     for seed in lab.seeds():
         for process in ("uniform", "absorbing"):
@@ -232,73 +239,3 @@ TABLES = {  # the row that others are compared with
     "table3": (table3, "10 steps x 8"), "curves": (curves, "Diffusion, no text"), "knobs": (knobs, "plain"),
     "plan": (plan, "from scratch"), "bits": (bits, "AR"), "decoders": (decoders, "uniform, resample"),
 }
-
-
-# ---- writing a table ----
-
-def summary(values, errors):
-    """Return (mean, standard error): over seeds, of one seed over its examples."""
-    return fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else errors[0]
-
-
-def collect(cells, results):
-    """Return a dict for each row and column that has results: mean, se, n, the values by seed, and mean costs."""
-    found = {}
-    for cell, known in zip(cells, results):
-        if known:
-            found.setdefault((cell.row, cell.column), {})[cell.seed] = known
-    entries = []
-    for (row, column), seeds in found.items():
-        results = [known["result"] for known in seeds.values()]
-        scores = [r["per_byte"] if "per_byte" in r else next(iter(r["scores"].values())) for r in results]
-        mean, se = summary([s for s, _ in scores], [e for _, e in scores])
-        entries.append(dict(row=row, column=column, mean=mean, se=se, seeds={s: v for s, (v, _) in zip(seeds, scores)},
-                            metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
-                            tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
-                            seconds=fmean(r.get("seconds", math.nan) for r in results),
-                            evaluations=fmean(r.get("evaluations", math.nan) for r in results),
-                            commits=sorted({str(known["commit"]) for known in seeds.values()})))
-    return entries
-
-
-def differs(a, b):
-    """Return whether two entries lie more than two standard errors of their difference apart; nan errors decide nothing."""
-    return abs(a["mean"] - b["mean"]) > 2 * math.hypot(a["se"], b["se"])
-
-
-def markdown(entries, reference):
-    """Return the lines of a table: mean +- standard error; `=` where the reference row is within two standard errors."""
-    rows, columns = (list(dict.fromkeys(entry[key] for entry in entries)) for key in ("row", "column"))
-    at = {(entry["row"], entry["column"]): entry for entry in entries}
-    lines = ["| | " + " | ".join([*columns, "TFLOP of training"]) + " |", "|---|" + "---|" * (len(columns) + 1)]
-    for row in rows:
-        mine = [at.get((row, column)) for column in columns]
-        words = []
-        for entry, base in zip(mine, (at.get((reference, column)) for column in columns)):
-            mark = " =" if entry and base and entry is not base and not differs(entry, base) else ""
-            words.append(f"{entry['mean']:.{2 if entry['metric'] == 'bits per byte' else 1}f} +- {entry['se']:.2g}{mark}"
-                         if entry else "")
-        lines.append(f"| {row} | " + " | ".join([*words, f"{fmean(e['tflop'] for e in mine if e):.1f}"]) + " |")
-    metrics = ", ".join(dict.fromkeys(entry["metric"] for entry in entries))
-    n = sorted({len(entry["seeds"]) for entry in entries})
-    seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
-    return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples). "
-                        f"`=`: within two standard errors of the row {reference!r}."]
-
-
-def read(folder, name):
-    """Return the entries that write() wrote. Raises UserError."""
-    path = folder / f"{name}.json"
-    check(path.exists(), f"nothing is known of {name} in {folder}; run it first, without --draw")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what reproduce.py writes ({type(error).__name__}: {error})") from error
-
-
-def write(folder, name, entries, reference):
-    """Write NAME.json and NAME.md."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({"reference": reference, "entries": entries}, indent=1) + "\n",
-                                         encoding="utf-8")
-    (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")

@@ -16,14 +16,14 @@ METRICS = (*metrics.METRICS, "code")
 class Scored(NamedTuple):
     scores: dict  # name -> (percent, standard error)
     failures: dict  # of programs that were run: reason -> how many, the most frequent first
-    values: list  # one for each example: what the main score is the mean of, see metrics.values()
+    values: list  # one for each example: what the main score is the mean of, see metrics.per_example()
 
 
 def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     """Return Scored for predictions[i], a list of answers to examples[i]. Metric `code` runs them: see scoring/sandbox.py."""
     if metric != "code":
         scores = metrics.METRICS[metric](predictions, examples, language)
-        return Scored(scores, {}, metrics.values(metric, predictions, examples, language))
+        return Scored(scores, {}, metrics.per_example(metric, predictions, examples, language))
     check(all(example.get("tests") for example in examples), "metric 'code' needs \"tests\" in every example")
     jobs = [(program, "\n".join(example["tests"]), example.get("setup", ""))
             for example, programs in zip(examples, predictions) for program in programs]

@@ -123,7 +123,7 @@ def gold_answers(example):
 def exact_scores(predictions, examples, language=None):
     """Score strings that must equal a gold answer, apart from space at the ends; several samples count by their share."""
     check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
-    return _means({"exact_match": values("exact", predictions, examples)})
+    return _means({"exact_match": per_example("exact", predictions, examples)})
 
 
 def translation_scores(predictions, examples, language=None):
@@ -140,7 +140,7 @@ def qa_scores(predictions, examples, language=None):
     return {**_means({"f1": [f1 for _, f1 in pairs], "squad_em": [em for em, _ in pairs]}), **exact}
 
 
-def values(metric, predictions, examples, language=None):
+def per_example(metric, predictions, examples, language=None):
     """Return a value for each example; their mean is the task's main score, their standard error its own.
 
     BLEU is no mean: its values are those of the jackknife, n * b - (n - 1) * b_i, whose mean is BLEU to order 1/n. The

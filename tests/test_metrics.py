@@ -45,7 +45,7 @@ def test_bleu_of_a_tiny_corpus_is_the_one_worked_out_by_hand():
 
     hypothesis a b c d x, reference a b c d e f: precisions 4/5, 3/4, 2/3, 1/2, brevity penalty exp(1 - 6/5).
     """
-    score, error, _ = metrics.bleu(["a b c d x"], [["a b c d e f"]])
+    score, error, *_ = metrics.bleu(["a b c d x"], [["a b c d e f"]])
     assert score == pytest.approx(100 * math.exp(1 - 6 / 5) * (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, abs=1e-9)
     assert math.isnan(error)
 
@@ -56,7 +56,7 @@ def test_bleu_is_what_sacrebleu_says_with_one_or_more_references(seed):
     streams = [[refs[0] for refs in references], [refs[1] if len(refs) > 1 else None for refs in references]]
     metric = sacrebleu.BLEU()
     expected = metric.corpus_score(hypotheses, streams)
-    score, _, signature = metrics.bleu(hypotheses, references)
+    score, _, signature, _ = metrics.bleu(hypotheses, references)
     assert 20 < score < 90 and score == expected.score
     assert signature == str(metric.get_signature()) and "nrefs:var" in signature
     single = metrics.bleu(hypotheses, [refs[:1] for refs in references])
@@ -191,6 +191,16 @@ def test_answers_in_a_language_without_spaces_are_compared_by_characters():
     assert metrics.qa_scores([["北京大"]], [gold])["f1"][0] == 0, "by words, as SQuAD does it"
     assert metrics.signature("qa", [gold], "zh") == "F1 over characters (zh)" and metrics.signature("qa", [gold], "en") is None
     assert metrics.exact_match_and_f1("GPT 4 的", ["gpt 4 的"], "zh") == (100, 100), "what has spaces keeps its words"
+
+
+@pytest.mark.parametrize("metric", metrics.METRICS)
+def test_the_values_of_examples_have_the_score_as_their_mean_and_its_error_as_their_own(metric):
+    hypotheses, references = corpus(60, 0)
+    predictions, examples = [[h] for h in hypotheses], [{"target": r[0], "references": r} for r in references]
+    score, error = next(iter(metrics.METRICS[metric](predictions, examples).values()))
+    values = metrics.per_example(metric, predictions, examples)
+    assert len(values) == 60 and metrics.standard_error(values) == pytest.approx(error)
+    assert np.mean(values) == pytest.approx(score, abs=0.1 * error if metric == "bleu" else 1e-9)
 
 
 def test_nothing_to_score_and_uneven_lists_are_errors():

@@ -17,7 +17,7 @@ import train_ar
 import train_diff
 from engine import cli
 from engine.cli import UserError
-from experiments import bench, cells, compare, figure3, plot, tables
+from experiments import bench, cells, compare, figure3, plot, report, tables
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -69,10 +69,13 @@ def test_a_table_is_filled_once_its_stages_are_shared_and_it_can_be_drawn_again(
     reproduce.main(["--what=table2", *tiny])
     assert calls == ["eval.py"], "what is missing, and nothing else"
     monkeypatch.setattr(cells, "code_version", lambda: "another")
-    with pytest.raises(UserError, match="of another version of the code .*this is another.*--refresh"):
+    with pytest.raises(UserError, match="of another version of the code.*this is another.*--refresh"):
         reproduce.main(["--what=table2", *tiny])
+    reproduce.main(["--what=table2", *tiny, "--draw", "--refresh"])
+    assert len(list((tmp_path / "r/demo/cells").glob("*.json"))) == 12, "--draw deletes nothing"
+    del calls[:]
     reproduce.main(["--what=table2", *tiny, "--refresh"])
-    assert calls.count("eval.py") == 1 + 12, "all of it again"
+    assert calls.count("eval.py") == 12 and len(calls) == 2 * (5 + 6 + 6), "all of it again, stages too"
 
 
 def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
@@ -108,7 +111,7 @@ def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):
     assert len({stage.key for stage in stages}) == len(stages)
     assert lab.pretrain("train_ar.py", 0, size="1x8x2").key == ar.key and stages[-1].lineage[0] == ar
     before = stages[3].key
-    path = tmp_path / "r/data/translate/train.jsonl"
+    path = lab.folder / "translate/train.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
     cells.content.cache_clear()
     assert stages[3].key != before and ar.key == lab.pretrain("train_ar.py", 0, size="1x8x2").key, "of its own data alone"
@@ -118,7 +121,7 @@ def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):
 def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cells, "call", None)
     for scale in tables.SCALES:
-        reproduce.main([f"--scale={scale}", "--what=all", "--dry_run", *tiny])
+        reproduce.main([f"--scale={scale}", "--what=all,table1", "--dry_run", *tiny])
         shown = capsys.readouterr().out
         assert "table2       0 of " in shown and "TFLOP" in shown and "minutes" in shown
     assert not (tmp_path / "r").exists()
@@ -164,13 +167,45 @@ def result(score, work=1e12, **more):
 def test_the_program_marks_what_lies_within_two_standard_errors_of_the_reference():
     lab = [("a", 50), ("a", 52), ("b", 52), ("b", 54), ("c", 60), ("c", 62), ("d", 51), ("e", 80)]
     known = [tables.Cell(row, "x", i, None) for i, (row, _) in enumerate(lab)]
-    entries = tables.collect(known, [result(score) for _, score in lab])
+    entries = report.collect(known, [result(score) for _, score in lab])
     at = {e["row"]: e for e in entries}
-    assert (at["a"]["mean"], at["a"]["se"]) == (51, 1) and at["d"]["se"] == 2, "a single seed has the error of its examples"
-    lines = {line.split(" |")[0].strip("| "): line for line in tables.markdown(entries, "a")}
+    assert (at["a"]["mean"], at["a"]["se"]) == (51, 2 / 2 ** 0.5), "not below the luck of the examples"
+    assert at["d"]["se"] == 2 and at["c"]["mean"] == 61, "a single seed has the error of its examples"
+    lines = {line.split(" |")[0].strip("| "): line for line in report.markdown(entries, "a")}
     assert [row for row in "abcde" if " = |" in lines[row]] == ["b", "d"]
-    assert "| 51.0 +- 1 |" in lines["a"] and "seeds: 1 to 2" in tables.markdown(entries, "a")[-1]
-    assert not tables.differs({"mean": 1, "se": math.nan}, {"mean": 9, "se": 0}), "an unknown error decides nothing"
+    assert "| 51.0 +- 1.4 |" in lines["a"] and "seeds: 1 to 2" in report.markdown(entries, "a")[-1]
+    assert not report.differs({"mean": 1, "se": math.nan}, {"mean": 9, "se": 0}), "an unknown error decides nothing"
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", "5", "", "{", '{"code": 1}'])
+def test_damaged_results_are_one_line(text, tiny, monkeypatch, tmp_path):
+    lab = tables.Lab("demo", tmp_path / "r/demo")
+    lab.prepare()
+    cell = next(tables.bits(lab))
+    for path in (f"cells/{cell.key}.json", f"stages/{cell.stage.key}/done.json"):
+        file = tmp_path / "r/demo" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match="is damaged.*delete it"):
+            reproduce.main(["--what=bits", "--dry_run", *tiny])
+        file.unlink()
+
+
+def test_a_single_task_has_all_tables_too(tiny, monkeypatch):
+    monkeypatch.setitem(tables.SCALES, "demo", TINY._replace(tasks={"translate": (8, 2)}))
+    reproduce.main(["--what=all", "--dry_run", *tiny])
+
+
+def test_the_code_version_sees_code_but_no_comments(monkeypatch, tmp_path):
+    for name in ("model.py", "demo.py"):
+        (tmp_path / name).write_text("x = 1  # a\n", encoding="utf-8")
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    first = cells.code_version()
+    (tmp_path / "model.py").write_text("x = 1  # another comment\n", encoding="utf-8")
+    (tmp_path / "demo.py").write_text("x = 2\n", encoding="utf-8")
+    assert cells.code_version() == first
+    (tmp_path / "model.py").write_text("x = 2\n", encoding="utf-8")
+    assert cells.code_version() != first
 
 
 def test_the_paper_is_one_of_the_scales():
@@ -200,7 +235,7 @@ def test_reproduce_runs_no_code_unasked_and_wants_room_on_the_disk(tiny, monkeyp
 
 def test_models_are_compared_pair_by_pair_with_their_seeds(ar_run, diff_run, tmp_path, capsys):
     out = tmp_path / "c"
-    entries = compare.main([f"AR={ar_run.folder},{ar_run.folder}; diffusion={diff_run.folder}", f"--out={out}"])
+    entries = compare.main([f"AR={ar_run.folder},{ar_run.folder}/best.pt; diffusion={diff_run.folder}", f"--out={out}"])
     assert [(e["name"], e["n_seeds"]) for e in entries] == [("AR", 2), ("diffusion", 1)]
     saved = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
     assert len(saved["results"]) == 3 and saved["results"][0]["training_seed"] == 0 and "commit" in saved["results"][0]
@@ -219,7 +254,9 @@ def test_a_paired_difference_is_surer_than_the_scores_themselves():
 
 
 @pytest.mark.parametrize("runs, message", [
-    ("out/a", "is not NAME=CHECKPOINT"), (";", "no runs"), ("A=x; A=y", "'A' is named twice"), ("A=nowhere", "nowhere")])
+    ("out/a", "is not NAME=CHECKPOINT"), (";", "no runs"), ("A=--help", "are no checkpoints"),
+    ("A=,x", "are no checkpoints"), ("A=x,./x", "names a checkpoint twice"),
+    ("A=x; A=y", "'A' is named twice"), ("A=nowhere", "nowhere")])
 def test_compare_refuses_what_names_no_runs(runs, message, tmp_path):
     with pytest.raises(UserError, match=message):
         compare.main([runs, f"--out={tmp_path}/c"])
@@ -231,7 +268,7 @@ def test_models_of_different_tasks_are_not_compared(train, ar_run, task, tmp_pat
         if path.suffix in (".json", ".jsonl"):
             (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
     other = train("ar", tmp_path / "run", f"--data={tmp_path / 'other'}", "--steps=1")
-    with pytest.raises(UserError, match="differ in their data"):
+    with pytest.raises(UserError, match="trained on different data"):
         compare.main([f"A={ar_run.folder}; B={other.folder}", f"--out={tmp_path}/c"])
     assert not list(tmp_path.glob("c.*"))
 
@@ -256,13 +293,15 @@ def test_the_terminal_plot_puts_every_point_where_it_belongs():
 @pytest.mark.parametrize("flags, message", [
     (["nowhere"], "cannot read nowhere.metrics.jsonl"), (["{run}", "--key=los"], "did you mean 'loss'"),
     (["{run},{run}"], "each once"), (["{run}", "--split=test"], "split='test' is not one of"),
-    (["{run}", "--key=lr"], "holds no lr of split valid"), (["{run}", "--out=nowhere/x.png"], "cannot write --out=")])
+    (["{run}", "--key=lr"], "holds no lr of split valid"), (["{run}", "--out=nowhere/x.png"], "cannot write --out="),
+    (["{run}", "--out=x"], "must end in .png")])
 def test_plot_refuses_what_it_cannot_draw(flags, message, ar_run):
     with pytest.raises(UserError, match=message):
         plot.main([flag.format(run=ar_run.folder) for flag in flags])
 
 
-@pytest.mark.parametrize("line", ["5", "{}", "nonsense", '{"step": 1, "loss": null}'])
+@pytest.mark.parametrize("line", ["5", "{}", "nonsense", '{"step": 1, "loss": null}', '{"step": 1, "loss": NaN}',
+                                  '{"step": 1, "loss": "x"}'])
 def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="metrics.jsonl (is not what|holds no)"):

@@ -1,0 +1,78 @@
+"""From the results of cells to a table: means over seeds, standard errors, and marks where a difference may be luck."""
+import json
+import math
+from statistics import fmean, stdev
+
+from engine.cli import UserError, check
+
+
+def summary(values, errors):
+    """Return (mean, standard error): over seeds, and not below what the luck of the examples alone would leave of it."""
+    n = len(values)
+    least = fmean(errors) / math.sqrt(n)  # equal scores of all seeds do not make a score exact
+    return fmean(values), max(stdev(values) / math.sqrt(n), least) if n > 1 else least
+
+
+def collect(cells, results):
+    """Return a dict for each row and column that has results: mean, se, n, the values by seed, and mean costs."""
+    found = {}
+    for cell, known in zip(cells, results):
+        if known:
+            found.setdefault((cell.row, cell.column), {})[cell.seed] = known
+    entries = []
+    for (row, column), seeds in found.items():
+        results = [known["result"] for known in seeds.values()]
+        scores = [r["per_byte"] if "per_byte" in r else next(iter(r["scores"].values())) for r in results]
+        mean, se = summary([s for s, _ in scores], [e for _, e in scores])
+        entries.append(dict(row=row, column=column, mean=mean, se=se, seeds={s: v for s, (v, _) in zip(seeds, scores)},
+                            metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
+                            tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
+                            seconds=fmean(r.get("seconds", math.nan) for r in results),
+                            evaluations=fmean(r.get("evaluations", math.nan) for r in results),
+                            commits=sorted({str(known["commit"]) for known in seeds.values()})))
+    return entries
+
+
+def differs(a, b):
+    """Return whether two entries lie more than two standard errors of their difference apart; nan errors decide nothing."""
+    return abs(a["mean"] - b["mean"]) > 2 * math.hypot(a["se"], b["se"])
+
+
+def markdown(entries, reference):
+    """Return the lines of a table: mean +- standard error; `=` where the reference row is within two standard errors."""
+    rows, columns = (list(dict.fromkeys(entry[key] for entry in entries)) for key in ("row", "column"))
+    at = {(entry["row"], entry["column"]): entry for entry in entries}
+    lines = ["| | " + " | ".join([*columns, "TFLOP of training"]) + " |", "|---|" + "---|" * (len(columns) + 1)]
+    for row in rows:
+        mine = [at.get((row, column)) for column in columns]
+        words = []
+        for entry, base in zip(mine, (at.get((reference, column)) for column in columns)):
+            mark = " =" if entry and base and entry is not base and not differs(entry, base) else ""
+            words.append(f"{entry['mean']:.{2 if entry['metric'] == 'bits per byte' else 1}f} +- {entry['se']:.2g}{mark}"
+                         if entry else "")
+        lines.append(f"| {row} | " + " | ".join([*words, f"{fmean(e['tflop'] for e in mine if e):.1f}"]) + " |")
+    metrics = ", ".join(dict.fromkeys(entry["metric"] for entry in entries))
+    n = sorted({len(entry["seeds"]) for entry in entries})
+    seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
+    return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples); "
+                        f"all answer the same examples. `=`: within two standard errors of the row {reference!r}; with 3 "
+                        f"seeds chance alone passes two in about one of eight."]
+
+
+def read(folder, name):
+    """Return the entries that write() wrote. Raises UserError."""
+    path = folder / f"{name}.json"
+    check(path.exists(), f"nothing is known of {name} in {folder}; run it first, without --draw")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["entries"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what reproduce.py writes ({type(error).__name__}: {error})") from error
+
+
+def write(folder, name, entries, reference):
+    """Write NAME.json and NAME.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = [{key: None if value != value else value for key, value in entry.items()} for entry in entries]  # JSON has no nan
+    (folder / f"{name}.json").write_text(json.dumps({"reference": reference, "entries": plain}, indent=1) + "\n",
+                                         encoding="utf-8")
+    (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")
