@@ -1,18 +1,16 @@
-# make demo, make test, make cover, make lint: each makes .venv, installs the pinned requirements, and runs.
+# make demo, make test, make lint: each makes .venv, installs the pinned requirements, and runs.
 # Another Python: make demo PYTHON=python3.12        Flags: make demo ARGS="--task=qa"
+# With coverage, as CI has it: make test ARGS="--cov --cov-fail-under=90"
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test cover lint clean
+.PHONY: demo test lint clean
 
 demo: .venv/installed
 	.venv/bin/python demo.py $(ARGS)
 
 test: .venv/installed-dev
 	.venv/bin/python -m pytest -n auto --dist worksteal $(ARGS)
-
-cover: .venv/installed-dev
-	.venv/bin/python -m pytest -n auto --dist worksteal --cov --cov-fail-under=90 $(ARGS)
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

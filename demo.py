@@ -25,7 +25,7 @@ import train_diff
 from data import prepare, synthetic
 from engine.cli import UserError, check, one_of, parse, run
 from engine.devices import n_cores
-from experiments.common import training_flops, training_step_flops
+from experiments.common import training_flops, training_step_flops, unpaired
 from experiments.plot import curve, picture, terminal
 from start import shape_of
 
@@ -95,12 +95,8 @@ def new_folder(path):
 def prepare_data(config, out):
     """Write the pairs, and a text of which half is unpaired: inputs of some other examples, targets of yet others."""
     step(prepare, config.task, f"--n_train={config.n_pairs}", f"--out={out}/pairs")
-    for i, part in enumerate(("input", "target")):
-        first = config.n_pairs + i * 8000
-        lines = [synthetic.example(config.task, 0, "train", n)[part] for n in range(first, first + 8000)]
-        (out / f"{part}s.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    sources = f"--sources=stdlib:docs,stdlib:code,{out}/inputs.txt,{out}/targets.txt"
-    step(prepare, "text", sources, f"--out={out}/text")
+    sources = ["stdlib:docs", "stdlib:code", *map(str, unpaired(config.task, config.n_pairs, out))]
+    step(prepare, "text", f"--sources={','.join(sources)}", f"--out={out}/text")
 
 
 def pretrain(config, out):

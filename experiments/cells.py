@@ -83,7 +83,7 @@ class Cell(NamedTuple):
 
     @property
     def key(self):
-        return digest([self.stage.key, content(self.stage.data), sorted(self.flags)])
+        return digest([self.stage.key, sorted(self.flags)])
 
     @property
     def work(self):
@@ -143,7 +143,7 @@ class Store:
         return known(self.cells / f"{cell.key}.json", "code", "work", "result")
 
     def done(self, stage):
-        """Return when and how long a stage was trained, None if it was not."""
+        """Return what is known of a stage that was trained, None if it was not."""
         return known(self.stages / stage.key / "done.json", "code", "work", "seconds")
 
     def missing(self, cells):
@@ -183,6 +183,11 @@ class Store:
         with alone(self.stages / f"{stage.key}.lock") as lock:
             if self.done(stage):  # perhaps while this one waited
                 return 0
+            started = known(folder / "started.json", "code")
+            if started and started["code"] != self.code:  # it was stopped, and what it left is of other code
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            write_new(folder / "started.json", json.dumps({"code": self.code}), "out")
             step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
             if step < stage.flag("steps"):
                 call(stage.script, *words, *["--resume"] * (step > 0), lock=lock)

@@ -12,7 +12,7 @@ from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
 from engine.cli import check
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import training_step_flops
+from experiments.common import training_step_flops, unpaired
 from start import shape_of
 
 
@@ -67,11 +67,7 @@ class Lab:
             return
         sources = ["stdlib:docs:2", "stdlib:code:2"]
         for task, (n, _) in self.scale.tasks.items():
-            for i, part in enumerate(("input", "target") if n else ()):
-                lines = [synthetic.example(task, 0, "train", n + 8000 * i + k)[part] for k in range(8000)]
-                path = self.folder / f"{task}_{part}s.txt"
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-                sources.append(f"{path}:{2 / len(self.scale.tasks)}")
+            sources += [f"{path}:{2 / len(self.scale.tasks)}" for path in (unpaired(task, n, self.folder) if n else ())]
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):

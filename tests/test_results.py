@@ -91,7 +91,7 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
             result = {"per_byte": [2, 0.1]} if flags.get("metric") == "bits" else result
             Path(flags["json"]).write_text(json.dumps([result]), encoding="utf-8")
         else:
-            Path(flags["out_dir"]).mkdir()
+            Path(flags["out_dir"]).mkdir(exist_ok=True)
     monkeypatch.setattr(cells, "call", call)
     found = reproduce.main([f"--what={','.join(tables.TABLES)}", *tiny])
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
@@ -208,8 +208,17 @@ def test_the_code_version_sees_code_but_no_comments(monkeypatch, tmp_path):
     assert cells.code_version() != first
 
 
-def test_the_paper_is_one_of_the_scales():
-    assert tables.SCALES["paper"].pretrain == 1_000_000 and tables.SCALES["paper"].sizes == ("base", "large", "xl")
+def test_what_a_run_of_other_code_left_is_not_finished_as_if_it_were_of_this(tiny, monkeypatch, tmp_path):
+    calls = calls_of(monkeypatch)
+    with monkeypatch.context() as patch:  # the code is edited while the first stage runs: trained whole, but not done
+        patch.setattr(cells.Store, "unchanged", lambda self: cells.check(False, "the code was edited"))
+        with pytest.raises(UserError, match="the code was edited"):
+            reproduce.main(["--what=bits", *tiny])
+    assert calls[0] == "train_ar.py" and list((tmp_path / "r/demo/stages").glob("*/ckpt.pt"))
+    del calls[:]
+    monkeypatch.setattr(cells, "code_version", lambda: "another")
+    reproduce.main(["--what=bits", *tiny])
+    assert calls.count("train_ar.py") == 2, "of both seeds, that of the first again"
 
 
 @pytest.mark.parametrize("flags, message", [
