@@ -7,15 +7,16 @@ store at once.
 """
 import ast
 import hashlib
+import io
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import cache
+from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ class Store:
         words = [f"--data={stage.data}", *(f"--{name}={value}" for name, value in stage.flags), f"--out_dir={folder}"]
         if stage.origin:
             words.append(f"--init_from={self.stages / stage.origin.key}")
-        with alone(self.stages / f"{stage.key}.lock") as lock:
+        with alone(self.stages / f"{stage.key}.lock"):
             if self.done(stage):  # perhaps while this one waited
                 return 0
             started = known(folder / "started.json", "code")
@@ -190,7 +191,7 @@ class Store:
             write_new(folder / "started.json", json.dumps({"code": self.code}), "out")
             step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
             if step < stage.flag("steps"):
-                call(stage.script, *words, *["--resume"] * (step > 0), lock=lock)
+                call(stage.script, *words, *["--resume"] * (step > 0))
             (folder / "best.pt").unlink(missing_ok=True)
             facts = dict(code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
                          seconds=time.time() - start)
@@ -199,59 +200,83 @@ class Store:
 
     def measure(self, cell):
         """Evaluate a cell's stage; write what is known of it; return the FLOPs, 0 if it was done."""
-        partial = self.cells / f"{cell.key}.eval"
-        with alone(self.cells / f"{cell.key}.lock") as lock:
+        with alone(self.cells / f"{cell.key}.lock"):
             if self.result(cell):
                 return 0
-            partial.unlink(missing_ok=True)
-            call("eval.py", str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags),
-                 f"--json={partial}", lock=lock)
-            result, = json.loads(partial.read_text(encoding="utf-8"))
-            partial.unlink()
+            result, = call("eval.py", str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags))
             facts = dict(code=self.unchanged(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
                          result=result)
             write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
         return cell.work
 
+    def finish(self, cell):
+        """Train and measure what a cell needs; return the FLOPs."""
+        torch.set_num_threads(1)
+        return sum(self.train(stage) for stage in cell.stage.lineage) + self.measure(cell)
+
     def run(self, cells):
-        """Run what is missing: on a CPU one job a core, on a GPU one after the other. Raises UserError where one fails."""
+        """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
         stages, open_cells = self.missing(cells)
         for folder in (self.cells, self.stages):
             folder.mkdir(parents=True, exist_ok=True)
         free, needed = shutil.disk_usage(self.folder).free, sum(bytes_of(stage) for stage in stages)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
+        seeds = [[cell for cell in open_cells if cell.seed == seed] for seed in dict.fromkeys(cell.seed for cell in open_cells)]
+        turns = [cell for cells in zip_longest(*seeds) for cell in cells if cell]  # neighbours wait for no common stage
         n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
-            def finish(cell):
-                for stage in cell.stage.lineage:  # what another thread is at is waited for
-                    bar.update(self.train(stage))
-                bar.update(self.measure(cell))
             try:
-                list(pool.map(finish, open_cells))
+                for work in pool.map(lambda cell: apart(self.finish, cell), turns):
+                    bar.update(work)
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def alone(path):
-    """Wait until no other process works on what `path` stands for; yield its file, which a child must inherit.
-
-    So the child of a process that was killed is waited for, too.
-    """
+    """Wait until no other process works on what `path` stands for."""
     with open(path, "w", encoding="utf-8") as lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        yield lock
+        yield
 
 
-def call(script, *words, lock):
-    """Run a script of this project on one core. Raises UserError with its last words if it fails."""
-    done = subprocess.run([sys.executable, ROOT / script, *words], env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
-                          **({"pass_fds": [lock.fileno()]} if fcntl else {}))
-    last = done.stdout.strip().rpartition("\n")[2]
-    check(done.returncode == 0, f"python {script} {' '.join(words)} failed (exit code {done.returncode}): {last}")
+def call(script, *words):
+    """Return what a script's main() returns, unseen. Raises UserError with the command if it fails."""
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            return import_module(script.removesuffix(".py")).main(list(words))
+    except UserError as error:
+        raise UserError(f"python {script} {' '.join(words)}: {error}") from error
+
+
+def apart(function, *args):
+    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=tell, args=(writer, function, args))
+    process.start()
+    writer.close()
+    try:
+        fault, value = reader.recv()
+    except EOFError:
+        fault = "a process ended without a word; was it killed, for want of memory?"
+    process.join()
+    check(not fault, fault)
+    return value
+
+
+def tell(writer, function, args):
+    """Send (fault, value): what a function returns, or why it does not."""
+    try:
+        told = None, function(*args)
+    except BaseException as error:  # whatever it was, it is told where it can be seen
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
+    with suppress(BrokenPipeError):  # nobody is there any more
+        writer.send(told)
 
 
 def bytes_of(stage):

@@ -1,6 +1,7 @@
 """reproduce.py, compare.py and plot.py on tiny runs: cells run once, tables say what the numbers are, mistakes are one line."""
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -11,10 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import demo
-import eval as evaluation
 import reproduce
-import train_ar
-import train_diff
 from engine import cli
 from engine.cli import UserError
 from experiments import bench, cells, compare, figure3, plot, report, tables
@@ -36,9 +34,10 @@ def tiny(monkeypatch, tmp_path):
 
 def calls_of(monkeypatch):
     """Let scripts run in this process, one after the other; return the list of those that ran."""
-    mains, calls = {"eval.py": evaluation.main, "train_ar.py": train_ar.main, "train_diff.py": train_diff.main}, []
+    calls, call = [], cells.call
     monkeypatch.setattr(cells, "n_cores", lambda: 1)
-    monkeypatch.setattr(cells, "call", lambda script, *words, lock: calls.append(script) or mains[script](list(words)))
+    monkeypatch.setattr(cells, "apart", lambda function, *args: function(*args))
+    monkeypatch.setattr(cells, "call", lambda script, *words: calls.append(script) or call(script, *words))
     return calls
 
 
@@ -83,15 +82,11 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(tables, "KNOBS", {"plain": {}, "AR loss": {"ar_weight": 0.5}})
     done = []
 
-    def call(script, *words, lock):  # what a script would leave, without the minutes
-        flags = dict(word.lstrip("-").split("=", 1) for word in words if "=" in word)
+    def call(script, *words):  # what a script would give, without the minutes
         done.append(script)
-        if script == "eval.py":
-            result = {"scores": {"x": [50, 1]}, "seconds": 1, "evaluations": 1}
-            result = {"per_byte": [2, 0.1]} if flags.get("metric") == "bits" else result
-            Path(flags["json"]).write_text(json.dumps([result]), encoding="utf-8")
-        else:
-            Path(flags["out_dir"]).mkdir(exist_ok=True)
+        bits = "--metric=bits" in words
+        return [{"per_byte": [2, 0.1]} if bits else {"scores": {"x": [50, 1]}, "seconds": 1, "evaluations": 1}]
+    monkeypatch.setattr(cells, "apart", lambda function, *args: function(*args))
     monkeypatch.setattr(cells, "call", call)
     found = reproduce.main([f"--what={','.join(tables.TABLES)}", *tiny])
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
@@ -147,10 +142,12 @@ tables.prepare.main = lambda words: real([w for w in words if not w.startswith("
 reproduce.main(["--what=table2", "--allow_code_execution", "--out=" + sys.argv[1]])"""
     run = lambda name: subprocess.Popen([sys.executable, "-c", code, str(tmp_path / name)], stdout=subprocess.DEVNULL)
     assert run("whole").wait() == 0
-    for seconds in (5, 8):  # somewhere in stage 1, in stage 3
+    for n in (1, 3):  # somewhere in stage 1, in stage 3
         process = run("killed")
-        time.sleep(seconds)
-        process.kill()  # its child goes on; the next run waits for it
+        while len(list(tmp_path.glob("killed/demo/stages/*/started.json"))) < n and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        process.kill()  # its cell goes on, apart; the next run waits for that
         process.wait()
     assert run("killed").wait() == 0
     tables_of = [json.loads((tmp_path / name / "demo/table2.json").read_text(encoding="utf-8")) for name in ("whole", "killed")]
@@ -238,6 +235,24 @@ def test_reproduce_runs_no_code_unasked_and_wants_room_on_the_disk(tiny, monkeyp
     monkeypatch.setattr(cells.shutil, "disk_usage", lambda _: type("", (), {"free": 10}))
     with pytest.raises(UserError, match="needs about .* GB more, its disk has 0.0 GB free"):
         reproduce.main(["--what=bits", *tiny])
+
+
+def leave(code):
+    os._exit(code)
+
+
+def refuse():
+    raise UserError("one line")
+
+
+def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
+    assert cells.apart(str.upper, "a") == "A"
+    for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
+                                    (leave, (3,), "ended without a word")):
+        with pytest.raises(UserError, match=message):
+            cells.apart(function, *args)
+    with pytest.raises(UserError, match="python train_ar.py --steps=0: .*steps"):
+        cells.call("train_ar.py", "--steps=0")
 
 
 # ---- compare.py ----
