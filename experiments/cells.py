@@ -80,11 +80,12 @@ class Cell(NamedTuple):
     column: str
     seed: int
     stage: Stage
-    flags: tuple = ()  # of eval.py
+    flags: tuple = ()  # of the script
+    script: str = "eval.py"
 
     @property
     def key(self):
-        return digest([self.stage.key, sorted(self.flags)])
+        return digest([self.stage.key, sorted(self.flags), *[self.script] * (self.script != "eval.py")])
 
     @property
     def work(self):
@@ -203,7 +204,7 @@ class Store:
         with alone(self.cells / f"{cell.key}.lock"):
             if self.result(cell):
                 return 0
-            result, = call("eval.py", str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags))
+            result, = call(cell.script, str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags))
             facts = dict(code=self.unchanged(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
                          result=result)
             write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
@@ -246,7 +247,7 @@ def call(script, *words):
     """Return what a script's main() returns, unseen. Raises UserError with the command if it fails."""
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return import_module(script.removesuffix(".py")).main(list(words))
+            return import_module(script.removesuffix(".py").replace("/", ".")).main(list(words))
     except UserError as error:
         raise UserError(f"python {script} {' '.join(words)}: {error}") from error
 

@@ -166,6 +166,19 @@ def table3(lab):
                                    n_samples=n_samples)
 
 
+def infill(lab):
+    """The middle third of a target, both sides given; AR sees the left one, and the right one only by guessing eight times."""
+    for seed in lab.seeds():
+        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
+        for task in dict.fromkeys((lab.tasks[0], lab.tasks[-1])):
+            tuned = lab.tune(task, seed, ar, "train_ar.py")
+            for row, stage, flags in (("AR", tuned, {}), ("AR, 8 guesses", tuned, {"n_samples": 8, "temperature": 0.7}),
+                                      ("Diffusion, no text", lab.tune(task, seed, size=lab.size), {}),
+                                      ("AR2Diff_0", lab.tune(task, seed, ar), {}),
+                                      ("AR2Diff_10 %", best_of_table2(lab, task, seed), {})):
+                yield lab.cell(row, task, stage, **flags)._replace(script="experiments/infill.py")
+
+
 def curves(lab):
     """Score against fine-tuning steps: how many steps do AR weights save, and where do they cost some?"""
     for seed in lab.seeds():
@@ -231,7 +244,7 @@ def decoders(lab):
 
 
 TABLES = {  # the row that others are compared with
-    "table1": (table1, "decoder-only, prefix"), "table2": (table2, "Diffusion, equal FLOPs"),
-    "table3": (table3, "10 steps x 8"), "curves": (curves, "Diffusion, no text"), "knobs": (knobs, "plain"),
-    "plan": (plan, "from scratch"), "bits": (bits, "AR"), "decoders": (decoders, "uniform, resample"),
+    "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
+    "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "knobs": (knobs, "plain"),
+    "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"), "decoders": (decoders, "uniform, resample"),
 }

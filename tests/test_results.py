@@ -13,9 +13,11 @@ from matplotlib.figure import Figure
 
 import demo
 import reproduce
+from data.dataset import pad_rows
 from engine import cli
 from engine.cli import UserError
-from experiments import bench, cells, compare, figure3, plot, report, tables
+from experiments import bench, cells, compare, figure3, infill, plot, report, tables
+from sample import GenerateConfig, Writer, load_writer
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -330,6 +332,34 @@ def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="metrics.jsonl (is not what|holds no)"):
         plot.curve(tmp_path, split="train")
+
+
+# ---- infill.py ----
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_only_the_gap_is_written_and_of_ars_guesses_the_likeliest_whole_is_kept(kind, ar_run, diff_run, monkeypatch):
+    run = ar_run if kind == "ar" else diff_run
+    writer = load_writer(str(run.folder), GenerateConfig(n_samples=4, temperature=5.0))
+    target, wholes = writer.tokenizer.encode("abcdab"), []
+    batch = pad_rows([(writer.tokenizer.encode("x"), target)], writer.tokenizer, writer.input_len, writer.target_len)
+    bound, seen = Writer.bound, []
+    monkeypatch.setattr(Writer, "bound", lambda self, batch, *more: seen.append((batch.targets, bound(self, batch, *more)))
+                        or seen[-1][1])
+    for index in range(4):
+        ids, evaluations = infill.fill(writer, batch, 2, 4, 0, index)
+        assert ids[:2].tolist() == target[:2] and ids[4:].equal(batch.targets[0, 4:]) and evaluations >= 2
+        wholes.append(ids)
+    assert len({tuple(ids.tolist()) for ids in wholes}) > 1, "the gap is the model's own"
+    assert len(seen) == 4 * (kind == "ar")
+    for whole, (guesses, nats) in zip(wholes, seen):
+        assert whole.equal(guesses[nats.argmin()]) and len(guesses) == 4 and (guesses[:, 4:] == batch.targets[:, 4:]).all()
+
+
+def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
+    for run in (ar_run, diff_run):
+        result, = infill.main([str(run.folder), "--n_examples=3"])
+        assert {"exact_match", "gap"} <= set(result["scores"]) and result["n"] == 3
+    assert "network evaluations" in capsys.readouterr().out
 
 
 # ---- figure 3 ----

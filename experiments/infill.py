@@ -1,0 +1,76 @@
+"""Fill the middle third of each target, both sides given: what diffusion can do by construction, and AR by guessing only.
+
+    python experiments/infill.py out/ar2diff_code --allow_code_execution
+    python experiments/infill.py out/ar_code --n_samples=8 --temperature=0.7 --allow_code_execution
+
+AR sees the left side alone. With --n_samples above 1 it guesses so many gaps, and the likeliest *whole* is kept: then the right
+side has its say, too. The number of missing tokens is known to all. Scores: the task's, and how often the gap is the gold one.
+"""
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import eval as evaluation
+from data.dataset import pad_rows, read_meta
+from engine.cli import check, parse, run
+from engine.noise import Noise
+from pretrained.loading import load_checkpoint
+from sample import load_writer
+from scoring import judge, metrics
+
+
+def fill(writer, batch, first, last, seed, index):
+    """Return (ids (T,), evaluations) of one target, columns first .. last-1 written by the model; batch: of one row."""
+    noise = Noise(seed, "generate", 0, [index])
+    if writer.process.name != "ar":
+        frozen = torch.ones_like(batch.targets, dtype=torch.bool)
+        frozen[:, first:last] = False
+        drafts = writer.drafts(batch, noise, frozen=frozen.to(writer.device))
+        return drafts[-1][0], len(drafts) - 1
+    n = writer.options["n_samples"]
+    batch = type(batch)(*(None if x is None else x.repeat_interleave(n, dim=0) for x in batch)).to(writer.device)
+    gap = batch._replace(targets=batch.targets[:, first:last])
+    writer = replace(writer, options=writer.options | {"n_samples": 1})
+    drafts = writer.drafts(gap, noise.split(n), prefix=batch.targets[:, :first] if first else None)
+    wholes = batch.targets.clone()
+    wholes[:, first:last] = drafts[-1]
+    best = writer.bound(batch._replace(targets=wholes), noise.split(n), 1).argmin() if n > 1 else 0
+    return wholes[best], len(drafts) - 1 + (n > 1)
+
+
+def main(argv=None):
+    config = parse(evaluation.Config, argv)
+    evaluation.check_flags(config)
+    checkpoint = load_checkpoint(config.checkpoint)
+    path, meta = read_meta(config.data or checkpoint["config"]["data"])
+    metric, examples, language = evaluation.scored_examples(config, path, meta)
+    writer = load_writer(config.checkpoint, config)
+    tokenizer, predictions, same, evaluations, start = writer.tokenizer, [], [], 0, time.perf_counter()
+    for i, example in enumerate(examples):
+        ids, target = tokenizer.encode(example["input"]), tokenizer.encode(example["target"])
+        check(len(ids) <= writer.input_len and 0 < len(target) < writer.target_len,
+              f"{path}: example {i} does not fit the model's canvas; leave it out")
+        first, last = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3)
+        batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
+        filled, n = fill(writer, batch, first, last, config.seed, i)
+        filled, evaluations = filled.tolist()[:len(target)], evaluations + n
+        same.append(100.0 * (filled == target))
+        predictions.append([tokenizer.decode([token for token in filled if token < tokenizer.n_text])])
+    seconds = (time.perf_counter() - start) / len(examples)
+    scores, failures, _ = judge.score(metric, predictions, examples, language, timeout=config.timeout)
+    scores = scores | {"gap": (sum(same) / len(same), metrics.standard_error(same))}
+    for name, (value, error) in scores.items():
+        print(f"  {name:14s} {value:6.2f} % +- {error:.2f}")
+    print(f"  {evaluations / len(examples):.1f} network evaluations, {seconds:.4f} s per answer; {len(examples)} examples")
+    return [dict(scores=scores, failures=failures, n=len(examples), seconds=seconds,
+                 evaluations=evaluations / len(examples),
+                 **evaluation.provenance(config, checkpoint, writer, path, config.split))]
+
+
+if __name__ == "__main__":
+    run(main)
