@@ -29,6 +29,8 @@ from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
 from engine.noise import Noise
 from pretrained import gpt2
+from pretrained.export import export
+from pretrained.export import main as export_main
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 from test_model import PATTERNS, left_padded, may_see
 
@@ -115,7 +117,7 @@ def continuation(c, prompt, n):
 
 def test_greedy_continuations_are_those_of_transformers_before_and_after_export(pair, tmp_path):
     reference, _, c = pair
-    gpt2.export(c, tmp_path / "out")
+    export(c, tmp_path / "out")
     exported = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
     assert exported.config.vocab_size == 384 and exported.config.eos_token_id == exported.config.bos_token_id == EOS
     for seed in range(4):
@@ -131,7 +133,7 @@ def test_greedy_continuations_are_those_of_transformers_before_and_after_export(
 
 def test_import_export_import_is_bit_identical_and_needs_no_flag(pair, tmp_path):
     _, folder, c = pair
-    gpt2.export(c, tmp_path / "out")
+    export(c, tmp_path / "out")
     again = load_checkpoint(tmp_path / "out")  # the tokenizer is told by config.json
     assert {k: again[k] for k in again if k not in ("model", "history")} == \
            {k: c[k] for k in c if k not in ("model", "history")}
@@ -326,7 +328,7 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, small, tas
 
 
 def exported(c, folder):
-    gpt2.export(c, folder)
+    export(c, folder)
     return folder
 
 
@@ -355,7 +357,7 @@ def test_what_was_trained_resumes_and_goes_back_to_transformers(train, small, tm
     resumed = train("ar", tmp_path / "b", *flags, "--steps=4", "--schedule=constant", "--resume")
     one, two = straight.checkpoint()["model"], resumed.checkpoint()["model"]
     assert all(torch.equal(one[k], two[k]) for k in one)
-    gpt2.main([str(resumed.folder), str(tmp_path / "out")])
+    export_main([str(resumed.folder), str(tmp_path / "out")])
     assert "'bytes'" in capsys.readouterr().out
     reference, y = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval(), tokens(2, 20)
     with torch.no_grad():

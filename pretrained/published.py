@@ -1,0 +1,204 @@
+"""Reader of published models: a folder as transformers writes it, or a GGUF file, becomes an AR checkpoint of a flavour.
+
+    checkpoint = import_published(Path("FOLDER/model.safetensors"))      # or .bin, or the index of shards, or .gguf
+
+A folder holds config.json, the weights whole or in shards (of a .bin file only plain tensors are read), and tokenizer.json or
+vocab.json + merges.txt. Whatever does not fit is listed in one UserError before anything is made of it.
+"""
+import json
+import math
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from autoregressive import Autoregressive
+from data import originals
+from data.tokenizer import load_tokenizer
+from data.tokenizer_files import has_files
+from engine.checkpoint import read_plain
+from engine.cli import UserError, check
+from engine.gguf import dequantised, read_gguf
+from model import Transformer
+from pretrained import gpt2, llama
+
+END, BOS = ("<|endoftext|>", "<|end_of_text|>"), "<|begin_of_text|>"  # special tokens, as the families spell them
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+FLAVOURS = {"gpt2": gpt2, "llama": llama}
+FAMILIES = {name: flavour for flavour in FLAVOURS.values() for name in flavour.FAMILIES}  # model_type -> flavour
+# Fields of a config whose names tell that they change what is computed: unless a flavour knows them, they are refused.
+SUSPECT = re.compile("attn|attention|rope|rotary|norm|scal|multiplier|softcap|bias|window|expert|quantization|auto_map")
+BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # causal masks and angles, no weights
+
+
+def model_of(shape, dropout=0.0):
+    """Return a Transformer of this shape, of the flavour that it names."""
+    shape, models = dict(shape), {"ar2diff": Transformer, "gpt2": gpt2.GPT2, "llama": llama.Llama}
+    return models[shape.pop("flavour", "ar2diff")](**shape, dropout=dropout)
+
+
+def import_published(file, tokenizer=None):
+    """Return the checkpoint (see engine/checkpoint.py) of the model whose weights, or their index, are `file`.
+
+    tokenizer: its name; default: the one that an exported config.json names, else the model's own files, else gpt2 for a GPT-2.
+    An exported diffusion model is one again. Raises UserError for what does not fit.
+    """
+    config, found = _read_gguf(file) if file.suffix == ".gguf" else _read_folder(file)
+    kind = config.get("model_type")
+    check(kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
+    flavour, is_gguf = FAMILIES[kind], file.suffix == ".gguf"
+    shape = _checked(file, flavour, config, found)
+    theirs = names(flavour, shape["n_layer"], int(is_gguf))
+    tokenizer = tokenizer_for(file, config, len(found[theirs["embedding"] + ".weight"]), tokenizer)
+    model = renamed(found, {name: ours for ours, name in theirs.items()},
+                    lambda _, ours, x: x.float() if is_gguf and kind == "llama" else flavour.turned(ours, x.float(), shape))
+    eos = next((tokenizer.special[name] for name in END if name in tokenizer.special), config.get("eos_token_id"))
+    for name in {"embedding.weight", "head.weight"} & model.keys():
+        model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) else eos)
+    # NOTE: our models start from MASK; these from EOS, behind which their texts began, or from a BOS of theirs, now MASK.
+    process = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
+    input_len, target_len = config.get("ar2diff_canvas", (0, min(256, shape["n_positions"] // 2)))
+    return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=config.get("ar2diff_process", process),
+                step=0, config={"data": ""}, tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len,
+                target_len=target_len, history=[f"published weights of {file}"])
+
+
+def start_of(tokenizer):
+    """Return the id that an AR model from outside starts from: MASK stands for a BOS of its own, which Llama 3 has."""
+    return tokenizer.mask if BOS in tokenizer.special else tokenizer.eos
+
+
+def grown(rows, tokenizer, eos):
+    """Return rows (V, C) in our layout: text tokens and EOS keep theirs, MASK begins as a BOS; the others had none.
+
+    PAD, and MASK without BOS, begin as EOS's row. Bytes without a token, sentinels and unused ids begin as the mean of all: a
+    tied row is an output row too, and logits are linear in it, so by Jensen's inequality the mean row takes no more
+    probability than the average token. A little noise tells new ids apart. Fixed seed: the same file is the same model.
+    """
+    if tokenizer.ids is None and len(rows) == tokenizer.vocab_size:
+        return rows
+    ids, eos = (tokenizer.ids, eos) if tokenizer.ids else ([*range(tokenizer.n_text)], tokenizer.eos)
+    check(eos in range(len(rows)), f"the model has no end-of-text token ({', '.join(END)}, or eos_token_id in config.json)")
+    noise = torch.randn(tokenizer.vocab_size, rows.size(1), generator=torch.Generator().manual_seed(0))
+    new = rows.mean(dim=0) + 0.01 * rows.std() * noise
+    new[[tokenizer.pad, tokenizer.mask]] += rows[eos] - rows.mean(dim=0)
+    known = {i: old for i, old in enumerate(ids) if old >= 0} | {tokenizer.eos: eos}
+    known |= {tokenizer.mask: tokenizer.special[BOS]} if BOS in tokenizer.special else {}
+    new[[*known]] = rows[[*known.values()]]
+    return new
+
+
+def names(flavour, n_layer, column=0):
+    """Return {our module: its published name} of a model with n_layer blocks; column 1: its name in GGUF."""
+    return {ours: theirs[column] for ours, theirs in flavour.OUTER.items()} | {
+        f"blocks.{i}.{ours}": flavour.LAYER[column].format(i) + theirs[column]
+        for i in range(n_layer) for ours, theirs in flavour.INNER.items()}
+
+
+def renamed(tensors, modules, turn):
+    """Return the tensors under the names that `modules` gives to their modules, each through turn(old module, new, tensor)."""
+    split = [(*name.rpartition("."), tensor) for name, tensor in tensors.items()]
+    return {f"{modules[old]}.{kind}": turn(old, modules[old], tensor).contiguous() for old, _, kind, tensor in split}
+
+
+def _read_folder(file):
+    """Return (config.json, {published name: tensor}) of weights, or of the index of their shards."""
+    config, found = read_json(file.with_name("config.json")), {}
+    for shard in sorted({*read_json(file)["weight_map"].values()}) if file.suffix == ".json" else [file.name]:
+        found |= read_tensors(file.with_name(Path(shard).name))
+    check_memory(file, sum(tensor.numel() for tensor in found.values()))
+    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
+    return ({"model_type": "gpt2"} if "wte.weight" in found or not config else {}) | config, found
+
+
+def read_json(path):
+    """Return the dict in a file, an empty one if there is none. Raises UserError."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")).items()) if path.is_file() else {}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is no description of a model ({error})") from error
+
+
+def read_tensors(file):
+    """Return {name: tensor} of one .safetensors or .bin file."""
+    check(file.is_file(), f"no file {file}, although its index names it")
+    if file.suffix == ".bin":
+        check_memory(file, file.stat().st_size // 4)
+        return read_plain(file)
+    import safetensors.torch  # here: only whoever reads or writes such files needs it
+    try:
+        return safetensors.torch.load_file(file)  # mapped into memory, not read yet
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} is truncated or no safetensors file ({error}); fetch it again") from error
+
+
+def _read_gguf(file):
+    """Return the same of a GGUF file: metadata under the names of config.json, tensors under their own."""
+    meta, packed = read_gguf(file)
+    check_memory(file, sum(math.prod(shape) for _, shape, _ in packed.values()))
+    kind = meta.get("general.architecture")
+    config = {key.removeprefix(f"{kind}."): value for key, value in meta.items() if key.startswith(f"{kind}.")}
+    config = {theirs: config.pop(key) for theirs, key in llama.FIELDS.values() if key in config} | config
+    width = config.get("head_dim", config.get("hidden_size", 0) // config.get("num_attention_heads", 1))
+    same = [key for key in ("rope.dimension_count", "attention.value_length") if config.get(key) == width]  # others are suspect
+    config = {key: value for key, value in config.items() if key not in same} | {
+        "model_type": kind, "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
+        "tie_word_embeddings": "output.weight" not in packed}
+    return config, {name: dequantised(*tensor) for name, tensor in packed.items()}
+
+
+def check_memory(file, n):
+    """Raise UserError if n weights as float32 and a model made of them do not fit. Only Linux says what is free."""
+    meminfo = Path("/proc/meminfo")
+    free = int(re.search(r"MemAvailable: +(\d+)", meminfo.read_text())[1]) * 1024 if meminfo.exists() else 8 * n
+    check(8 * n <= free, f"{file}: {n:,} weights need {8e-9 * n:.1f} GB of memory to load, {1e-9 * free:.1f} GB are free")
+
+
+def _checked(file, flavour, config, found):
+    """Return the model's shape, leaving its tensors in `found`. Raises UserError listing all misfits."""
+    kind, like = config["model_type"], flavour.LIKE
+    other = [f"{key}={like[key]}, not {config[key]}" for key in like if config.get(key, like[key]) != like[key]]
+    check(not other, f"{file}: a {kind} has {', '.join(other)}")
+    unknown = [f"{key}={config[key]}" for key in config.keys() - like - flavour.READ
+               if SUSPECT.search(key) and config[key] and key[0] != "_"]
+    check(not unknown, f"{file}: its config says {', '.join(sorted(unknown))}, which is not known here")
+    try:
+        shape = flavour.shape_of(config, found)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+    theirs = names(flavour, shape["n_layer"], int(file.suffix == ".gguf"))
+    embedding = found.get(theirs["embedding"] + ".weight", torch.empty(1, 1))
+    if shape.get("tied", True):
+        check(torch.equal(found.pop("lm_head.weight", embedding), embedding),
+              f"{file}: lm_head.weight is not tied to {theirs['embedding']}.weight, as it should be")
+    with torch.device("meta"):  # shapes, no memory
+        expected = model_of(shape | {"vocab_size": len(embedding)}).state_dict()
+    expected = renamed(expected, theirs, lambda ours, _, tensor: flavour.turned(ours, tensor, shape, back=True))
+    misfits = {"missing": expected.keys() - found.keys(), "unexpected": found.keys() - expected.keys(),
+               "of another shape": {k for k in expected.keys() & found.keys() if expected[k].shape != found[k].shape}}
+    listed = "; ".join(f"{len(those)} {what} ({', '.join(sorted(those)[:3])}{', ...' * (len(those) > 3)})"
+                       for what, those in misfits.items() if those)
+    check(not listed, f"{file} does not hold a {kind} of {shape['n_layer']} layers and width {shape['width']}: {listed}")
+    return shape
+
+
+def tokenizer_for(file, config, n_rows, name):
+    """Return the tokenizer of a model with n_rows tokens. Raises UserError if it cannot be found, or `name` is another."""
+    own, place = config.get("ar2diff_tokenizer"), file if file.suffix == ".gguf" else file.parent.resolve()
+    check(own is None or (isinstance(own, dict) and isinstance(own.get("name"), str)),
+          f"{file}: ar2diff_tokenizer in its config must hold the name of one")
+    if own is None and has_files(place):
+        tokenizer = load_tokenizer(str(place))
+        name = name or ("smollm2" if file == originals.SMOLLM2 else str(place))
+        fits = max(tokenizer.ids) < n_rows and load_tokenizer(name).hash == tokenizer.hash
+        tokenizer.name = name
+    else:
+        name = name or (own["name"] if own else "gpt2" if config["model_type"] == "gpt2" else None)
+        check(name, f"{place} holds no tokenizer.json, nor vocab.json with merges.txt; put it there, or name one: --tokenizer")
+        tokenizer = load_tokenizer(name)
+        same = (own or {}).get("hash", tokenizer.hash) == tokenizer.hash
+        fits = same and n_rows in (tokenizer.n_text + 1, tokenizer.vocab_size)
+    check(fits, f"{file} ({n_rows} tokens) was not trained with the tokenizer {tokenizer.name!r} ({tokenizer.n_text} and EOS); "
+                f"give the right one to train_ar.py or train_diff.py, by --tokenizer, and go on with the checkpoint they write")
+    return tokenizer
