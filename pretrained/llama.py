@@ -34,7 +34,8 @@ FIELDS = {"n_layer": ("num_hidden_layers", "block_count"), "width": ("hidden_siz
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # What config.json says of a model that is like this class; and what sounds like that, but is read, or changes nothing.
 LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
-READ = {*(theirs for theirs, _ in FIELDS.values()), "rope_parameters", "rope_scaling", "sliding_window", "attention_dropout"}
+READ = {*(theirs for theirs, _ in FIELDS.values()), "rope_parameters", "rope_scaling", "sliding_window", "attention_dropout",
+        "max_window_layers"}
 
 
 class LlamaBlock(nn.Module):
@@ -117,18 +118,21 @@ def frequencies(dim, base, scaling, device="cpu"):
 def shape_of(config, found):
     """Return the model's shape by config.json. Raises UserError for what is missing there or of another kind."""
     rope, name = config.get("rope_parameters") or config.get("rope_scaling") or {}, config["model_type"]
-    kind = one_of("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "llama3"))
+    scaled = one_of("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "llama3")) == "llama3"
     check({*config.get("layer_types", [])} <= {"full_attention"}, f"layer_types={config.get('layer_types')} are not known here")
     shape = {ours: config.get(theirs) for ours, (theirs, _) in FIELDS.items()}
     shape["base"] = rope.get("rope_theta", shape["base"])
-    missing = [FIELDS[ours][0] for ours, value in shape.items() if value is None and ours != "head_width"]
-    check(not missing, f"config.json beside it does not say {', '.join(missing)}")
-    shape["head_width"] = shape["head_width"] or shape["width"] // shape["n_head"]
-    wrong = [FIELDS[ours][0] for ours, n in shape.items() if ours not in ("base", "eps") and not (isinstance(n, int) and n > 0)]
-    check(not wrong and shape["n_head"] % shape["n_kv_head"] == shape["head_width"] % 2 == 0, f"no model has the shape {shape}")
+    missing = [FIELDS[ours][0] for ours in shape if shape[ours] is None and ours != "head_width"]
+    missing += [key for key in SCALING if scaled and key not in rope]
+    check(not missing, f"its config does not say {', '.join(missing)}")
+    wrong = [f"{FIELDS[ours][0]}={n}" for ours, n in shape.items() if n is not None and not (
+        isinstance(n, int) and n > 0 or isinstance(n, float) and ours in ("base", "eps"))]
+    fits = not wrong and shape["n_head"] % shape["n_kv_head"] == 0
+    check(fits, f"its config says {', '.join(wrong) or shape}; no model has that")
     return shape | dict(architecture="decoder-only", flavour="llama", vector_width=0, bias=name == "qwen2",
-                        qk_norm=name == "qwen3", tied=config.get("tie_word_embeddings", "lm_head.weight" not in found),
-                        scaling={key: rope[key] for key in SCALING} if kind == "llama3" else None)
+                        qk_norm=name == "qwen3", head_width=shape["head_width"] or shape["width"] // shape["n_head"],
+                        tied=config.get("tie_word_embeddings", "lm_head.weight" not in found),
+                        scaling={key: rope[key] for key in SCALING} if scaled else None)
 
 
 def config_of(shape):

@@ -83,7 +83,7 @@ def grown(rows, tokenizer, eos):
     check(eos in range(len(rows)), f"the model has no end-of-text token ({', '.join(END)}, or eos_token_id in config.json)")
     noise = torch.randn(tokenizer.vocab_size, rows.size(1), generator=torch.Generator().manual_seed(0))
     new = rows.mean(dim=0) + 0.01 * rows.std() * noise
-    new[tokenizer.pad] += rows[eos] - rows.mean(dim=0)
+    new[tokenizer.pad] += 0.9 * (rows[eos] - rows.mean(dim=0))  # not all of it: where a text ends, EOS must win
     known = {i: old for i, old in enumerate(ids) if old >= 0} | {tokenizer.eos: eos}
     known |= {tokenizer.mask: tokenizer.special[BOS]} if BOS in tokenizer.special else {}
     new[[*known]] = rows[[*known.values()]]

@@ -17,9 +17,11 @@ LANGUAGES = ["The quick brown fox jumps over the lazy dog, doesn't it? She'll pa
              "Съешь же ещё этих мягких французских булок, да выпей чаю. Это стоит 1500 рублей.",
              "中文测试：我们在2024年3月去了北京。天气很好！",
              "日本語のテキストです。数字は１２３と456。"]
-CODE = ["def f(x):\n    if x == 10:\n        return {'a': [1, 22, 333]}\n\n\n    return None\r\n", "for(int i=0;i<100;i++){\tx+=i; }\n",
+CODE = ["def f(x):\n    if x == 10:\n        return {'a': [1, 22, 333]}\n\n\n    return None\r\n",
+        "for(int i=0;i<100;i++){\tx+=i; }\n",
         "a  b   c    1  22   333 \n \n\n  x\t\t9", "SELECT * FROM t WHERE id=12345 AND name LIKE '%x%';"]
-ODD = ["", " ", "  ", "\n", "\r\n\r\n", "1", " 1", "  1", "12345678", "½ ²³ ४५६ Ⅷ", "e\u0301a\u0308 Å", "I'M DON'T 'S 'ſ", "👩‍👩‍👧 🇩🇪 ❤️", "\u2028\xa0\u3000x",
+ODD = ["", " ", "  ", "\n", "\r\n\r\n", "1", " 1", "  1", "12345678", "½ ²³ ४५६ Ⅷ", "e\u0301a\u0308 Å",
+       "I'M DON'T 'S 'ſ", "👩‍👩‍👧 🇩🇪 ❤️", "\u2028\xa0\u3000x",
        "ﬁ ﷺ", "\x00\x01\x7f", "a" * 300, "한국어 ᄒ\u1161\u11ab", "-=#@!~`^", "´’s ‘t", "x\u200by\ufeffz", "<|endoftext", "́́"]
 TEXTS = LANGUAGES + CODE + ODD
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
