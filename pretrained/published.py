@@ -29,6 +29,7 @@ FLAVOURS = {"gpt2": gpt2, "llama": llama}
 FAMILIES = {name: flavour for flavour in FLAVOURS.values() for name in flavour.FAMILIES}  # model_type -> flavour
 # Fields of a config whose names tell that they change what is computed: unless a flavour knows them, they are refused.
 SUSPECT = re.compile("attn|attention|rope|rotary|norm|scal|multiplier|softcap|bias|window|expert|quantization|auto_map")
+MEMINFO = Path("/proc/meminfo")
 BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # causal masks and angles, no weights
 
 
@@ -45,9 +46,10 @@ def import_published(file, tokenizer=None):
     An exported diffusion model is one again. Raises UserError for what does not fit.
     """
     config, found = _read_gguf(file) if file.suffix == ".gguf" else _read_folder(file)
-    kind = config.get("model_type")
-    check(kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
-    flavour, is_gguf = FAMILIES[kind], file.suffix == ".gguf"
+    kind, is_gguf = config.get("model_type"), file.suffix == ".gguf"
+    known = llama.FAMILIES if is_gguf else FAMILIES
+    check(kind in known, f"{file}: a model of type {kind!r}; known are {', '.join(known)}")
+    flavour = FAMILIES[kind]
     shape = _checked(file, flavour, config, found)
     theirs = names(flavour, shape["n_layer"], int(is_gguf))
     tokenizer = tokenizer_for(file, config, len(found[theirs["embedding"] + ".weight"]), tokenizer)
@@ -106,7 +108,9 @@ def renamed(tensors, modules, turn):
 def _read_folder(file):
     """Return (config.json, {published name: tensor}) of weights, or of the index of their shards."""
     config, found = read_json(file.with_name("config.json")), {}
-    for shard in sorted({*read_json(file)["weight_map"].values()}) if file.suffix == ".json" else [file.name]:
+    index = read_json(file).get("weight_map", {}) if file.suffix == ".json" else {"": file.name}
+    check(index, f"{file} names no shards")
+    for shard in sorted({*index.values()}):
         found |= read_tensors(file.with_name(Path(shard).name))
     check_memory(file, sum(tensor.numel() for tensor in found.values()))
     found = {name.removeprefix("transformer."): tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
@@ -126,7 +130,10 @@ def read_tensors(file):
     check(file.is_file(), f"no file {file}, although its index names it")
     if file.suffix == ".bin":
         check_memory(file, file.stat().st_size // 4)
-        return read_plain(file)
+        found = read_plain(file)
+        plain = isinstance(found, dict) and all(isinstance(x, torch.Tensor) for x in found.values())
+        check(plain, f"{file} holds no tensors by name")
+        return found
     import safetensors.torch  # here: only whoever reads or writes such files needs it
     try:
         return safetensors.torch.load_file(file)  # mapped into memory, not read yet
@@ -150,10 +157,15 @@ def _read_gguf(file):
 
 
 def check_memory(file, n):
-    """Raise UserError if n weights as float32 and a model made of them do not fit. Only Linux says what is free."""
-    meminfo = Path("/proc/meminfo")
-    free = int(re.search(r"MemAvailable: +(\d+)", meminfo.read_text())[1]) * 1024 if meminfo.exists() else 8 * n
-    check(8 * n <= free, f"{file}: {n:,} weights need {8e-9 * n:.1f} GB of memory to load, {1e-9 * free:.1f} GB are free")
+    """Raise UserError if n weights as float32 and a model made of them do not fit."""
+    need, free = 8 * n, free_memory()
+    check(need <= free, f"{file}: {n:,} weights need {1e-9 * need:.3g} GB of memory to load, and {1e-9 * free:.3g} GB are free")
+
+
+def free_memory():
+    """Return how many bytes of memory are free: infinity where the system does not say, as only Linux does."""
+    found = re.search(r"MemAvailable: +(\d+)", MEMINFO.read_text()) if MEMINFO.exists() else None
+    return 1024 * int(found[1]) if found else math.inf
 
 
 def _checked(file, flavour, config, found):
@@ -185,21 +197,20 @@ def _checked(file, flavour, config, found):
 
 
 def tokenizer_for(file, config, n_rows, name):
-    """Return the tokenizer of a model with n_rows tokens. Raises UserError if it cannot be found, or `name` is another."""
+    """Return the tokenizer of a model with n_rows tokens; ids None: its rows are in our layout. Raises UserError."""
     own, place = config.get("ar2diff_tokenizer"), file if file.suffix == ".gguf" else file.parent.resolve()
-    check(own is None or (isinstance(own, dict) and isinstance(own.get("name"), str)),
-          f"{file}: ar2diff_tokenizer in its config must hold the name of one")
-    if own is None and has_files(place):
-        tokenizer = load_tokenizer(str(place))
-        name = name or ("smollm2" if file == originals.SMOLLM2 else str(place))
-        fits = max(tokenizer.ids) < n_rows and (name in (str(place), "smollm2") or load_tokenizer(name).hash == tokenizer.hash)
-        tokenizer.name = name
-    else:
-        name = name or (own["name"] if own else "gpt2" if config["model_type"] == "gpt2" else None)
-        check(name, f"{place} holds no tokenizer.json, nor vocab.json with merges.txt; put it there, or name one: --tokenizer")
-        tokenizer = load_tokenizer(name)
-        same = (own or {}).get("hash", tokenizer.hash) == tokenizer.hash
-        fits = same and n_rows in (tokenizer.n_text + 1, tokenizer.vocab_size)
-    check(fits, f"{file} ({n_rows} tokens) was not trained with the tokenizer {tokenizer.name!r} ({tokenizer.n_text} and EOS); "
-                f"give the right one to train_ar.py or train_diff.py, by --tokenizer, and go on with the checkpoint they write")
+    check(own is None or (isinstance(own, dict) and {*map(type, own.values())} == {str} and own.keys() == {"name", "hash"}),
+          f"{file}: ar2diff_tokenizer in its config must hold a name and a hash")
+    beside = load_tokenizer(str(place)) if own is None and has_files(place) else None
+    name = name or (own["name"] if own else "smollm2" if file == originals.SMOLLM2 else str(place) if beside else
+                    "gpt2" if config["model_type"] == "gpt2" else None)
+    check(name, f"{place} holds no tokenizer.json, nor vocab.json with merges.txt; put it there, or name one: --tokenizer")
+    tokenizer = load_tokenizer(name)
+    if beside:
+        tokenizer.ids, tokenizer.special = beside.ids, beside.special  # which one by a name like gpt2 does not know
+    tokenizer.ids = None if own else tokenizer.ids
+    same = tokenizer.hash == (own["hash"] if own else beside.hash if beside else tokenizer.hash)
+    fits = max(tokenizer.ids) < n_rows if tokenizer.ids else n_rows in (tokenizer.n_text + 1, tokenizer.vocab_size)
+    check(same and fits, f"{file} ({n_rows} tokens) was not trained with the tokenizer {tokenizer.name!r} ({tokenizer.n_text} "
+          f"and EOS); give the right one to train_ar.py or train_diff.py, by --tokenizer, and go on with what they write")
     return tokenizer
