@@ -1,24 +1,30 @@
-"""Reader of published models: a folder as transformers writes it, or a GGUF file, becomes an AR checkpoint of a flavour.
+"""Published models, in and out: a folder as transformers writes it, or (in only) a GGUF file <-> a checkpoint of a flavour.
 
-    checkpoint = import_published(Path("FOLDER/model.safetensors"))      # or .bin, or the index of shards, or .gguf
+    python train_diff.py --init_from=FOLDER ...                 # or its .safetensors or .bin file or index, or a .gguf file
+    python pretrained/published.py out/gpt2 NEW_FOLDER          # a checkpoint of ours -> config.json, model.safetensors
 
 A folder holds config.json, the weights whole or in shards (of a .bin file only plain tensors are read), and tokenizer.json or
 vocab.json + merges.txt. Whatever does not fit is listed in one UserError before anything is made of it.
 """
 import json
 import math
+import os
 import re
-from dataclasses import asdict
+import shutil
+import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
+if __name__ == "__main__":  # a script finds only modules of its own folder
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autoregressive import Autoregressive
 from data import originals
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import has_files
-from engine.checkpoint import read_plain
-from engine.cli import UserError, check
+from engine.checkpoint import read_checkpoint, read_plain
+from engine.cli import UserError, check, parse, run
 from engine.gguf import dequantised, read_gguf
 from model import Transformer
 from pretrained import gpt2, llama
@@ -45,12 +51,12 @@ def import_published(file, tokenizer=None):
     tokenizer: its name; default: the one that an exported config.json names, else the model's own files, else gpt2 for a GPT-2.
     An exported diffusion model is one again. Raises UserError for what does not fit.
     """
-    config, found = _read_gguf(file) if file.suffix == ".gguf" else _read_folder(file)
+    config, found = from_gguf(file) if file.suffix == ".gguf" else from_folder(file)
     kind, is_gguf = config.get("model_type"), file.suffix == ".gguf"
     known = llama.FAMILIES if is_gguf else FAMILIES
-    check(kind in known, f"{file}: a model of type {kind!r}; known are {', '.join(known)}")
+    check(kind in known, f"{file}: a model of type {kind!r}, by its config; known are {', '.join(known)}")
     flavour = FAMILIES[kind]
-    shape = _checked(file, flavour, config, found)
+    shape = checked_shape(file, flavour, config, found)
     theirs = names(flavour, shape["n_layer"], int(is_gguf))
     tokenizer = tokenizer_for(file, config, len(found[theirs["embedding"] + ".weight"]), tokenizer)
     model = renamed(found, {name: ours for ours, name in theirs.items()},
@@ -58,7 +64,6 @@ def import_published(file, tokenizer=None):
     eos = next((tokenizer.special[name] for name in END if name in tokenizer.special), config.get("eos_token_id"))
     for name in {"embedding.weight", "head.weight"} & model.keys():
         model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) else eos)
-    # NOTE: our models start from MASK; these from EOS, behind which their texts began, or from a BOS of theirs, now MASK.
     process = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
     input_len, target_len = config.get("ar2diff_canvas", (0, min(256, shape["n_positions"] // 2)))
     return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=config.get("ar2diff_process", process),
@@ -67,7 +72,10 @@ def import_published(file, tokenizer=None):
 
 
 def start_of(tokenizer):
-    """Return the id that an AR model from outside starts from: MASK stands for a BOS of its own, which Llama 3 has."""
+    """Return the id that AR starts from: EOS, behind which these models' texts began, or MASK in place of Llama 3's BOS.
+
+    NOTE: our own models start from MASK.
+    """
     return tokenizer.mask if BOS in tokenizer.special else tokenizer.eos
 
 
@@ -105,7 +113,7 @@ def renamed(tensors, modules, turn):
     return {f"{modules[old]}.{kind}": turn(old, modules[old], tensor).contiguous() for old, _, kind, tensor in split}
 
 
-def _read_folder(file):
+def from_folder(file):
     """Return (config.json, {published name: tensor}) of weights, or of the index of their shards."""
     config, found = read_json(file.with_name("config.json")), {}
     index = read_json(file).get("weight_map", {}) if file.suffix == ".json" else {"": file.name}
@@ -114,7 +122,7 @@ def _read_folder(file):
         found |= read_tensors(file.with_name(Path(shard).name))
     check_memory(file, sum(tensor.numel() for tensor in found.values()))
     found = {name.removeprefix("transformer."): tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
-    return ({"model_type": "gpt2"} if "wte.weight" in found or not config else {}) | config, found
+    return ({"model_type": "gpt2"} if "wte.weight" in found else {}) | config, found
 
 
 def read_json(path):
@@ -141,7 +149,7 @@ def read_tensors(file):
         raise UserError(f"{file} is truncated or no safetensors file ({error}); fetch it again") from error
 
 
-def _read_gguf(file):
+def from_gguf(file):
     """Return the same of a GGUF file: metadata under the names of config.json, tensors under their own."""
     meta, packed = read_gguf(file)
     check_memory(file, sum(math.prod(shape) for _, shape, _ in packed.values()))
@@ -168,7 +176,7 @@ def free_memory():
     return 1024 * int(found[1]) if found else math.inf
 
 
-def _checked(file, flavour, config, found):
+def checked_shape(file, flavour, config, found):
     """Return the model's shape, leaving its tensors in `found`. Raises UserError listing all misfits."""
     kind, like = config["model_type"], flavour.LIKE
     other = [f"{key}={like[key]}, not {config[key]}" for key in like if config.get(key, like[key]) != like[key]]
@@ -178,8 +186,8 @@ def _checked(file, flavour, config, found):
     check(not unknown, f"{file}: its config says {', '.join(sorted(unknown))}, which is not known here")
     try:
         shape = flavour.shape_of(config, found)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from error
+    except (UserError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"{file}: its config and tensors describe no model ({error})") from error
     theirs = names(flavour, shape["n_layer"], int(file.suffix == ".gguf"))
     embedding = found.get(theirs["embedding"] + ".weight", torch.empty(1, 1))
     if shape.get("tied", True):
@@ -207,10 +215,62 @@ def tokenizer_for(file, config, n_rows, name):
     check(name, f"{place} holds no tokenizer.json, nor vocab.json with merges.txt; put it there, or name one: --tokenizer")
     tokenizer = load_tokenizer(name)
     if beside:
-        tokenizer.ids, tokenizer.special = beside.ids, beside.special  # which one by a name like gpt2 does not know
+        tokenizer.ids, tokenizer.special = beside.ids, beside.special  # which the one named gpt2 does not know
     tokenizer.ids = None if own else tokenizer.ids
     same = tokenizer.hash == (own["hash"] if own else beside.hash if beside else tokenizer.hash)
     fits = max(tokenizer.ids) < n_rows if tokenizer.ids else n_rows in (tokenizer.n_text + 1, tokenizer.vocab_size)
     check(same and fits, f"{file} ({n_rows} tokens) was not trained with the tokenizer {tokenizer.name!r} ({tokenizer.n_text} "
           f"and EOS); give the right one to train_ar.py or train_diff.py, by --tokenizer, and go on with what they write")
     return tokenizer
+
+
+def export(checkpoint, folder):
+    """Write config.json and model.safetensors as transformers opens them, in our layout of ids. UserError for what cannot be.
+
+    Of a diffusion model config.json also names the process: what comes back by import_published() is one again, not AR.
+    """
+    process, shape, folder = checkpoint["process"], checkpoint["shape"], Path(folder)
+    flavour = FLAVOURS.get(shape.get("flavour"))
+    check(flavour, f"this checkpoint is not of the {' or '.join(FLAVOURS)} flavour: no published model computes as its blocks")
+    check(not shape["vector_width"], f"{process['name']}: its vectors of tokens have no place in the published format")
+    check(process["name"] != "ar" or checkpoint["input_len"] == 0 or process["inputs_attention"] == "causal",
+          "this model's inputs see each other both ways (--inputs_attention=bidirectional), which no published AR model can")
+    check(not folder.exists(), f"{folder} exists; it is not overwritten")
+    import safetensors.torch
+    tokenizer, own = load_tokenizer(checkpoint["tokenizer"]["name"]), flavour.config_of(shape)
+    config = own | flavour.LIKE | {
+        "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
+        "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
+        "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]]}
+    config |= {} if process["name"] == "ar" else {"ar2diff_process": process}
+    partial = folder.with_name(folder.name + ".partial")
+    tensors = renamed(checkpoint["model"], names(flavour, shape["n_layer"]),
+                      lambda ours, _, tensor: flavour.turned(ours, tensor, shape, back=True))
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, partial / WEIGHTS[0], metadata={"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, folder)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"cannot write {folder} ({error})") from error
+
+
+@dataclass
+class Config:
+    source: str  # checkpoint that began as a published model: a .pt file or the out_dir of a run
+    folder: str  # the folder to write, which transformers' AutoModelForCausalLM.from_pretrained() opens
+
+
+def main(argv=None):
+    config = parse(Config, argv)
+    source = Path(config.source)
+    file = source / "ckpt.pt" if source.is_dir() else source
+    check(file.is_file() and file.suffix == ".pt", f"no checkpoint at {file}; give the .pt file or the out_dir of a run")
+    checkpoint = read_checkpoint(file)
+    export(checkpoint, config.folder)
+    print(f"wrote {config.folder}: {WEIGHTS[0]} and config.json; its tokenizer is {checkpoint['tokenizer']['name']!r}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -29,9 +29,9 @@ from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
 from engine.noise import Noise
 from pretrained import gpt2
-from pretrained.export import export
-from pretrained.export import main as export_main
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.published import export
+from pretrained.published import main as export_main
 from test_model import PATTERNS, left_padded, may_see
 
 V, EOS, POSITIONS = 257, 256, 48  # text tokens and EOS of the tokenizer `bytes`
@@ -433,7 +433,7 @@ def test_tensors_that_do_not_fit_are_listed(small, tmp_path, change, message):
     ('{"n_head": "3"}', "n_head that divides"), ('{"n_head": 2.5}', "n_head that divides"), ("{}", "0.75 heads"),
     ('{"n_head": 3, "activation_function": "relu"}', "activation_function=gelu_new, not relu"),
     ('{"n_head": 3, "scale_attn_by_inverse_layer_idx": true}', "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
-    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
+    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo', by its config; known are gpt2, llama, qwen2, qwen3"),
     ('{"n_head": 3, "attention_sink": 4}', "its config says attention_sink=4, which is not known here"),
     ('{"n_head": 3, "ar2diff_tokenizer": {"name": "bytes", "hash": "0"}}', "not trained with the tokenizer 'bytes'"),
 ])

@@ -29,10 +29,10 @@ from diffusion import Absorbing, Uniform
 from engine import gguf
 from engine.checkpoint import save_checkpoint
 from pretrained import published
-from pretrained.export import export
-from pretrained.export import main as export_main
 from pretrained.llama import FIELDS, INNER, OUTER
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.published import export
+from pretrained.published import main as export_main
 from start import new_ar
 from test_gpt2 import EOS, SHAPES, V, continuation, forward, refused, tokens
 from test_gpt2 import make as make_gpt2
@@ -319,8 +319,8 @@ def drop(key):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda m, t: m.update({"general.architecture": "gemma"}), "a model of type 'gemma'; known are llama, qwen2, qwen3"),
-    (lambda m, t: m.update({"general.architecture": "gpt2"}), "a model of type 'gpt2'; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gemma"}), "a model of type 'gemma', by its config; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gpt2"}), "a model of type 'gpt2', by its config; known are llama, qwen2, qwen3"),
     (lambda m, t: m.update({"llama.rope.scaling.type": "yarn"}), "its config says rope.scaling.type=yarn, which is not known"),
     (lambda m, t: m.update({"llama.expert_count": 8}), "expert_count=8"),
     (lambda m, t: m.update({"llama.rope.dimension_count": 8}), "rope.dimension_count=8"),
@@ -465,14 +465,14 @@ def test_smollm2_computes_and_writes_as_transformers_does(smollm2):
     known = [i for i, old in enumerate(tokenizer.ids) if old >= 0]
     old = [tokenizer.ids[i] for i in known]
     model = build_model(c).eval()
-    for text in LANGUAGES[:3] + CODE[:1]:
+    for text in LANGUAGES[:2] + CODE[:1]:
         ids = torch.tensor([[tokenizer.eos, *tokenizer.encode(text)]])
         theirs = torch.tensor([[0, *(tokenizer.ids[i] for i in ids[0, 1:].tolist())]])
         with torch.no_grad():
             wanted = reference(theirs).logits[..., old]
         found = forward(model, ids[:, :0], ids, CAUSAL)[..., known]
         assert (found - wanted).abs().max() < 1e-3 and wanted.abs().max() > 10
-    for text in ("The capital of France is", "def fibonacci(n):\n", "Water boils at"):
+    for text in ("The capital of France is", "def fibonacci(n):\n"):
         prompt = torch.tensor([tokenizer.encode(text)])
         fed = torch.tensor([[0, *(tokenizer.ids[i] for i in prompt[0].tolist())]])
         wanted = reference.generate(fed, attention_mask=torch.ones_like(fed), do_sample=False, max_new_tokens=24,
