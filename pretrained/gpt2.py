@@ -6,8 +6,6 @@ GPT-2 (Radford et al. 2019) as published: learned positions, LayerNorm with bias
 Its positions are absolute. A row's first token that is no padding stands at 0, and targets go on behind the inputs, so a text
 stands where it stood when GPT-2 was trained, however much padding precedes it.
 """
-import re
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -114,7 +112,7 @@ def shape_of(config, found):
     check(all(name in found and found[name].dim() == 2 for name in ("wte.weight", "wpe.weight")),
           "no GPT-2: no wte.weight and wpe.weight, the embeddings of tokens and of positions")
     n_positions, width = found["wpe.weight"].shape
-    n_layer = len({match[1] for match in map(re.compile(r"h\.(\d+)\.").match, found) if match})
+    n_layer = len({name.split(".")[1] for name in found if name.startswith("h.")})
     n_head = config.get("n_head") or width / 64
     check(n_layer > 0 and n_head in range(1, width + 1) and width % n_head == 0, f"{n_layer} layers, width {width}, {n_head} "
           f"heads; config.json beside it must give an n_head that divides the width")

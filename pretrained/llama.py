@@ -57,8 +57,8 @@ class LlamaBlock(nn.Module):
     def forward(self, x, rotary, mask, is_causal, past=None, cross=None):
         """Return x (B, T, C) after the block, and the keys and values (B, H_kv, L, D) it saw, those of `past` first."""
         h = self.attention_norm(x)
-        q, k, v = (f(h).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        q, k = rotate(self.q_norm(q), rotary), rotate(self.k_norm(k), rotary)            # (B, H, T, D), (B, H_kv, T, D)
+        q, k, v = (f(h).unflatten(-1, (-1, self.head_width)).transpose(1, 2) for f in (self.q, self.k, self.v))  # (B, H, T, D)
+        q, k = (rotate(norm(t.float()), rotary).type_as(v) for norm, t in ((self.q_norm, q), (self.k_norm, k)))
         if past is not None:
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H_kv, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=True)
@@ -68,10 +68,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(Transformer):
-    """The Transformer of model.py with the parts of Llama: the same encode() and decode(), patterns, context and cache.
-
-    base, scaling: of the rotary angles, see frequencies(). tied: the output layer is the embedding.
-    """
+    """The Transformer of model.py with the parts of Llama: the same encode() and decode(), patterns, context and cache."""
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
                  n_kv_head=1, head_width=64, mlp_width=1, eps=1e-6, bias=False, qk_norm=False, base=10000.0, scaling=None,
@@ -96,9 +93,8 @@ class Llama(Transformer):
         return self.dropout(self.embedding(y))                                           # (B, T, C)
 
     def rotary(self, start, n):
-        device, shape = self.embedding.weight.device, self.shape
-        columns = start + torch.arange(n, device=device, dtype=torch.float32)
-        angles = columns[:, None] * frequencies(shape["head_width"], shape["base"], shape["scaling"], device)
+        columns = start + torch.arange(n, device=self.embedding.weight.device, dtype=torch.float32)
+        angles = columns[:, None] * frequencies(*(self.shape[key] for key in ("head_width", "base", "scaling")), columns.device)
         return angles.cos(), angles.sin()                                                # 2 x (n, D / 2)
 
     def logits(self, x):

@@ -33,7 +33,7 @@ END, BOS = ("<|endoftext|>", "<|end_of_text|>"), "<|begin_of_text|>"  # special 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 FLAVOURS = {"gpt2": gpt2, "llama": llama}
 FAMILIES = {name: flavour for flavour in FLAVOURS.values() for name in flavour.FAMILIES}  # model_type -> flavour
-# Fields of a config whose names tell that they change what is computed: unless a flavour knows them, they are refused.
+# Fields of a config that by their names change what is computed: unless a flavour knows them, they are refused.
 SUSPECT = re.compile("attn|attention|rope|rotary|norm|scal|multiplier|softcap|bias|window|expert|quantization|auto_map")
 MEMINFO = Path("/proc/meminfo")
 BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # causal masks and angles, no weights
@@ -41,8 +41,8 @@ BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # caus
 
 def model_of(shape, dropout=0.0):
     """Return a Transformer of this shape, of the flavour that it names."""
-    shape, models = dict(shape), {"ar2diff": Transformer, "gpt2": gpt2.GPT2, "llama": llama.Llama}
-    return models[shape.pop("flavour", "ar2diff")](**shape, dropout=dropout)
+    models = {None: Transformer, "gpt2": gpt2.GPT2, "llama": llama.Llama}
+    return models[shape.get("flavour")](**{key: shape[key] for key in shape if key != "flavour"}, dropout=dropout)
 
 
 def import_published(file, tokenizer=None):
@@ -51,9 +51,9 @@ def import_published(file, tokenizer=None):
     tokenizer: its name; default: the one that an exported config.json names, else the model's own files, else gpt2 for a GPT-2.
     An exported diffusion model is one again. Raises UserError for what does not fit.
     """
-    config, found = from_gguf(file) if file.suffix == ".gguf" else from_folder(file)
-    kind, is_gguf = config.get("model_type"), file.suffix == ".gguf"
-    known = llama.FAMILIES if is_gguf else FAMILIES
+    is_gguf = file.suffix == ".gguf"
+    (config, found), known = (from_gguf(file), llama.FAMILIES) if is_gguf else (from_folder(file), FAMILIES)
+    kind = config.get("model_type")
     check(kind in known, f"{file}: a model of type {kind!r}, by its config; known are {', '.join(known)}")
     flavour = FAMILIES[kind]
     shape = checked_shape(file, flavour, config, found)
@@ -72,10 +72,7 @@ def import_published(file, tokenizer=None):
 
 
 def start_of(tokenizer):
-    """Return the id that AR starts from: EOS, behind which these models' texts began, or MASK in place of Llama 3's BOS.
-
-    NOTE: our own models start from MASK.
-    """
+    """Return the id that AR starts from. NOTE: ours from MASK; these from EOS, as in training, or MASK as Llama 3's BOS."""
     return tokenizer.mask if BOS in tokenizer.special else tokenizer.eos
 
 
@@ -139,8 +136,7 @@ def read_tensors(file):
     if file.suffix == ".bin":
         check_memory(file, file.stat().st_size // 4)
         found = read_plain(file)
-        plain = isinstance(found, dict) and all(isinstance(x, torch.Tensor) for x in found.values())
-        check(plain, f"{file} holds no tensors by name")
+        check(isinstance(found, dict) and {*map(type, found.values())} == {torch.Tensor}, f"{file} holds no tensors by name")
         return found
     import safetensors.torch  # here: only whoever reads or writes such files needs it
     try:
@@ -165,15 +161,9 @@ def from_gguf(file):
 
 
 def check_memory(file, n):
-    """Raise UserError if n weights as float32 and a model made of them do not fit."""
-    need, free = 8 * n, free_memory()
-    check(need <= free, f"{file}: {n:,} weights need {1e-9 * need:.3g} GB of memory to load, and {1e-9 * free:.3g} GB are free")
-
-
-def free_memory():
-    """Return how many bytes of memory are free: infinity where the system does not say, as only Linux does."""
-    found = re.search(r"MemAvailable: +(\d+)", MEMINFO.read_text()) if MEMINFO.exists() else None
-    return 1024 * int(found[1]) if found else math.inf
+    """Raise UserError if n weights as float32 and a model made of them do not fit. Only Linux says what is free."""
+    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", MEMINFO.read_text())[1]) if MEMINFO.exists() else math.inf
+    check(8 * n <= free, f"{file}: {n:,} weights need {8e-9 * n:.3g} GB of memory to load, and {1e-9 * free:.3g} GB are free")
 
 
 def checked_shape(file, flavour, config, found):
@@ -225,10 +215,7 @@ def tokenizer_for(file, config, n_rows, name):
 
 
 def export(checkpoint, folder):
-    """Write config.json and model.safetensors as transformers opens them, in our layout of ids. UserError for what cannot be.
-
-    Of a diffusion model config.json also names the process: what comes back by import_published() is one again, not AR.
-    """
+    """Write model.safetensors and config.json, which names the process of a diffusion model. UserError for what cannot be."""
     process, shape, folder = checkpoint["process"], checkpoint["shape"], Path(folder)
     flavour = FLAVOURS.get(shape.get("flavour"))
     check(flavour, f"this checkpoint is not of the {' or '.join(FLAVOURS)} flavour: no published model computes as its blocks")
@@ -241,8 +228,8 @@ def export(checkpoint, folder):
     config = own | flavour.LIKE | {
         "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
         "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
-        "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]]}
-    config |= {} if process["name"] == "ar" else {"ar2diff_process": process}
+        "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]],
+        **({} if process["name"] == "ar" else {"ar2diff_process": process})}
     partial = folder.with_name(folder.name + ".partial")
     tensors = renamed(checkpoint["model"], names(flavour, shape["n_layer"]),
                       lambda ours, _, tensor: flavour.turned(ours, tensor, shape, back=True))
@@ -264,8 +251,7 @@ class Config:
 
 def main(argv=None):
     config = parse(Config, argv)
-    source = Path(config.source)
-    file = source / "ckpt.pt" if source.is_dir() else source
+    file = Path(config.source) / "ckpt.pt" if Path(config.source).is_dir() else Path(config.source)
     check(file.is_file() and file.suffix == ".pt", f"no checkpoint at {file}; give the .pt file or the out_dir of a run")
     checkpoint = read_checkpoint(file)
     export(checkpoint, config.folder)

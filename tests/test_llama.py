@@ -196,6 +196,26 @@ def test_old_and_new_spellings_of_the_rope_are_the_same(tmp_path):
     assert new["scaling"] == {key: SCALED[key] for key in llama.SCALING}
 
 
+@pytest.mark.slow
+def test_the_compiler_traces_the_same_logits(pair):
+    model, inputs, y = build_model(pair[2]).eval(), tokens(2, 6), tokens(2, 5)
+    pad_mask, pattern = left_padded([6, 3], 6), ("bidirectional", "bidirectional")
+    eager = forward(model, inputs, y, pattern, pad_mask)
+    torch._dynamo.reset()
+    model.encode = torch.compile(model.encode, backend="aot_eager", fullgraph=True)
+    model.decode = torch.compile(model.decode, backend="aot_eager", fullgraph=True)
+    assert (forward(model, inputs, y, pattern, pad_mask) - eager).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_bfloat16_trains_without_a_warning(train, pair, tmp_path, recwarn, kind):
+    size = "--size=" + "x".join(str(pair[2]["shape"][key]) for key in ("n_layer", "width", "n_head"))
+    flags = [f"--init_from={pair[1]}", size, "--steps=8", "--lr=3e-3", "--warmup=1", "--dtype=bfloat16"]
+    run = train(kind, tmp_path / "x", *flags)
+    losses = [line["loss"] for line in run.log() if "lr" in line]
+    assert sum(losses[-3:]) < sum(losses[:3]) and not [w for w in recwarn if "dtype" in str(w.message)]
+
+
 def test_an_encoder_decoder_of_this_flavour_is_refused():
     with pytest.raises(UserError, match="decoder-only"):
         llama.Llama(V, 1, 16, 2, architecture="encoder-decoder")

@@ -107,11 +107,15 @@ def test_a_bin_file_that_could_run_code_is_refused(tmp_path):
 
 def test_too_little_memory_is_told_before_anything_is_made(tmp_path, monkeypatch):
     made(tmp_path)
-    monkeypatch.setattr(published, "free_memory", lambda: 100_000)
-    refused(r"model.safetensors: .* weights need 0.\d+ GB of memory to load, and 0.\d+ GB are free", load_checkpoint, tmp_path)
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr(published, "MEMINFO", meminfo)
+    load_checkpoint(tmp_path, tokenizer="bytes")  # a system that does not say
+    meminfo.write_text("MemTotal:   99999999 kB\nMemAvailable:        97 kB\n")
+    refused("model.safetensors: .* need 0.000396 GB of memory to load, and 9.93e-05 GB are free", load_checkpoint, tmp_path)
     write_gguf(tmp_path / "x.gguf", tmp_path, "llama", "F16")
+    monkeypatch.setattr(published, "dequantised", None)
     refused("x.gguf: .* weights need", load_checkpoint, tmp_path / "x.gguf")
-    monkeypatch.setattr(published, "free_memory", lambda: 1 << 40)
+    meminfo.write_text("MemAvailable:   99999999 kB\n")
     load_checkpoint(tmp_path, tokenizer="bytes")
 
 
@@ -319,8 +323,8 @@ def drop(key):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda m, t: m.update({"general.architecture": "gemma"}), "a model of type 'gemma', by its config; known are llama, qwen2, qwen3"),
-    (lambda m, t: m.update({"general.architecture": "gpt2"}), "a model of type 'gpt2', by its config; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gemma"}), "type 'gemma', by its config; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gpt2"}), "type 'gpt2', by its config; known are llama, qwen2, qwen3"),
     (lambda m, t: m.update({"llama.rope.scaling.type": "yarn"}), "its config says rope.scaling.type=yarn, which is not known"),
     (lambda m, t: m.update({"llama.expert_count": 8}), "expert_count=8"),
     (lambda m, t: m.update({"llama.rope.dimension_count": 8}), "rope.dimension_count=8"),
