@@ -95,6 +95,22 @@ def test_bytes_without_a_token_follow_the_others(tmp_path):
     assert differences(reference, ours, LANGUAGES + CODE) == []
 
 
+def test_every_split_of_a_token_as_a_merge_is_the_same_tokenizer(tmp_path):
+    """As Llama 3's tokenizer.json has them, which was converted from ranks: whole words are looked up first."""
+    from tokenizers import Tokenizer
+    trained(tmp_path, "llama3")
+    plain, content = load_tokenizer(str(tmp_path)), json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    vocab = content["model"]["vocab"]
+    merges = [(t[:i], t[i:]) for t in sorted(vocab, key=vocab.get) for i in range(1, len(t)) if {t[:i], t[i:]} <= vocab.keys()]
+    assert len(merges) > len(content["model"]["merges"]) + 50
+    content["model"] |= {"merges": merges, "ignore_merges": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    ours = load_tokenizer(str(tmp_path))
+    assert ours.hash == plain.hash
+    texts = [*TEXTS, *(text for text in random_texts(300) if "<|endoftext|>" not in text)]
+    assert differences(Tokenizer.from_file(str(tmp_path / "tokenizer.json")), ours, texts) == []
+
+
 @pytest.mark.parametrize("kind, model_type", [("gpt2", None), ("gpt2", "gpt2"), ("qwen", "qwen2"), ("qwen", "qwen3")])
 def test_vocab_and_merges_are_the_same_tokenizer(tmp_path, kind, model_type):
     reference = trained(tmp_path, kind, special=["<|endoftext|>"])
