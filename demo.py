@@ -6,16 +6,19 @@
 It calls the project's scripts and prints each command, so that every line can be run, and changed, by hand. Runs that do not
 depend on each other go side by side, one core each.
 """
+import io
 import json
-import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+
+import torch
 
 import ar2diff
 import eval as evaluation
@@ -25,7 +28,7 @@ import train_diff
 from data import prepare, synthetic
 from engine.cli import UserError, check, one_of, parse, run
 from engine.devices import n_cores
-from experiments.common import training_flops, training_step_flops, unpaired
+from experiments.common import apart, training_flops, training_step_flops, unpaired
 from experiments.plot import curve, picture, terminal
 from start import shape_of
 
@@ -57,25 +60,34 @@ def step(script, *words):
     return script.main(list(words))
 
 
-def side_by_side(jobs):
-    """Run jobs {name: [command (script, *words), ...]} side by side, one core each. Before every line stands the name.
+class Named(io.TextIOBase):
+    """A stream that puts a name before every line."""
 
-    UserError where one failed.
-    """
-    def work(name):
-        for script, *words in jobs[name]:
-            with subprocess.Popen([sys.executable, "-u", script.__file__, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8") as process:
-                for line in process.stdout:
-                    print(f"{name:20s} {line}", end="", flush=True)
-            if process.returncode:
-                return False
-        return True
+    def __init__(self, name, stream):
+        self.name, self.stream, self.rest = name, stream, ""
+
+    def write(self, text):
+        *lines, self.rest = (self.rest + text).split("\n")
+        self.stream.write("".join(f"{self.name:20s} {line}\n" for line in lines))
+        self.stream.flush()
+
+
+def work(name, commands):
+    """Run commands (script, *words) one after the other on one core."""
+    torch.set_num_threads(1)
+    with redirect_stdout(Named(name, sys.stdout)), redirect_stderr(Named(name, sys.stderr)):
+        for script, *words in commands:
+            import_module(script).main(words)
+
+
+def side_by_side(jobs):
+    """Run jobs {name: [command (script, *words), ...]} side by side. Raises UserError where one fails."""
     for command in (command for job in jobs.values() for command in job):
         show(*command)
-    print()
+    print(flush=True)
+    named = {name: [(script.__name__, *words) for script, *words in job] for name, job in jobs.items()}
     with ThreadPoolExecutor(n_cores()) as pool:
-        check(all(list(pool.map(work, jobs))), "a run failed; its last line above says why")
+        list(pool.map(lambda name: apart(work, name, named[name]), jobs))
 
 
 def new_folder(path):

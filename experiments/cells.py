@@ -9,11 +9,10 @@ import ast
 import hashlib
 import io
 import json
-import multiprocessing
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
 from itertools import zip_longest
@@ -31,7 +30,7 @@ except ImportError:  # Windows: one process at a time, and what is killed must b
 from engine.checkpoint import commit, read_checkpoint
 from engine.cli import UserError, check, write_new
 from engine.devices import n_cores, pick_device
-from experiments.common import flops, training_step_flops
+from experiments.common import apart, flops, training_step_flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,34 +249,6 @@ def call(script, *words):
             return import_module(script.removesuffix(".py").replace("/", ".")).main(list(words))
     except UserError as error:
         raise UserError(f"python {script} {' '.join(words)}: {error}") from error
-
-
-def apart(function, *args):
-    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=tell, args=(writer, function, args))
-    process.start()
-    writer.close()
-    try:
-        fault, value = reader.recv()
-    except EOFError:
-        fault = "a process ended without a word; was it killed, for want of memory?"
-    process.join()
-    check(not fault, fault)
-    return value
-
-
-def tell(writer, function, args):
-    """Send (fault, value): what a function returns, or why it does not."""
-    try:
-        told = None, function(*args)
-    except BaseException as error:  # whatever it was, it is told where it can be seen
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
-    with suppress(BrokenPipeError):  # nobody is there any more
-        writer.send(told)
 
 
 def bytes_of(stage):

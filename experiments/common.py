@@ -1,7 +1,10 @@
-"""What the demo and the tables share: text without pairs, and FLOPs."""
+"""What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
+import multiprocessing
+from contextlib import suppress
 from pathlib import Path
 
 from data import synthetic
+from engine.cli import UserError, check
 from pretrained.loading import load_checkpoint, process_of
 
 
@@ -42,3 +45,31 @@ def training_flops(paths):
         per_sequence = flops(c["shape"], c["input_len"], logits=False) + passes * flops(c["shape"], c["target_len"])
         total += 3 * per_sequence * c["config"]["batch_size"] * c["step"]
     return total
+
+
+def apart(function, *args):
+    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=tell, args=(writer, function, args))
+    process.start()
+    writer.close()
+    try:
+        fault, value = reader.recv()
+    except EOFError:
+        fault = "a process ended without a word; was it killed, for want of memory?"
+    process.join()
+    check(not fault, fault)
+    return value
+
+
+def tell(writer, function, args):
+    """Send (fault, value): what a function returns, or why it does not."""
+    try:
+        told = None, function(*args)
+    except BaseException as error:  # whatever it was, it is told where it can be seen
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
+    with suppress(BrokenPipeError):  # nobody is there any more
+        writer.send(told)

@@ -18,6 +18,7 @@ TINY = ["--size=1x16x2", "--vocab_size=64", "--input_len=4", "--target_len=4", "
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_one_run_times_every_way_of_training_and_decoding_in_every_dtype(tmp_path, capsys):
     bench.main([*TINY, "--dtypes=float32,bfloat16", "--decode_batch=1,2", f"--out={tmp_path}/x.json"])
     facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))

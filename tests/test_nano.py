@@ -128,6 +128,7 @@ def test_the_task_reads_every_number_and_fits_its_canvas():
     assert len(targets.unique(dim=0)) == 500 and ((targets == EOS).sum(dim=1) == 1).all()
 
 
+@pytest.mark.slow
 def test_both_kinds_of_training_learn_and_the_transfer_is_a_gain_from_the_first_steps(capsys):
     torch.manual_seed(0)
     inputs, targets = nano.pairs(1200)

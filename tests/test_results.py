@@ -16,7 +16,7 @@ import reproduce
 from data.dataset import pad_rows
 from engine import cli
 from engine.cli import UserError
-from experiments import bench, cells, compare, figure3, infill, plot, report, tables
+from experiments import bench, cells, common, compare, figure3, infill, plot, report, tables
 from sample import GenerateConfig, Writer, load_writer
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
@@ -27,6 +27,7 @@ ROOT = Path(reproduce.__file__).parent
 def tiny(monkeypatch, tmp_path):
     """Let scale demo be tiny, with a text that is made at once."""
     monkeypatch.setitem(tables.SCALES, "demo", TINY)
+    monkeypatch.setattr(tables, "unpaired", lambda task, n_pairs, folder: common.unpaired(task, n_pairs, folder, n=20))
     (tmp_path / "some.txt").write_text("a few words of text. " * 200, encoding="utf-8")
     real = tables.prepare.main
     monkeypatch.setattr(tables.prepare, "main", lambda words: real(
@@ -43,6 +44,7 @@ def calls_of(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 def test_a_table_is_filled_once_its_stages_are_shared_and_it_can_be_drawn_again(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(tables, "SHARES", {"50 %": 0.5})
     monkeypatch.setattr(tables, "PAPER_TASKS", 1)
@@ -248,11 +250,11 @@ def refuse():
 
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
-    assert cells.apart(str.upper, "a") == "A"
+    assert common.apart(str.upper, "a") == "A"
     for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
                                     (leave, (3,), "ended without a word")):
         with pytest.raises(UserError, match=message):
-            cells.apart(function, *args)
+            common.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --steps=0: .*steps"):
         cells.call("train_ar.py", "--steps=0")
 
