@@ -1,8 +1,8 @@
 """The tokenizer of a published model, from its own files: tokenizer.json, vocab.json + merges.txt, or inside a GGUF file.
 
-Only what tiktoken computes: byte-level BPE with ids in the order of merges, behind a regular expression that splits the text.
-Just that is checked, and SentencePiece and its like are refused. In our layout of ids (tokenizer.py) text tokens keep the order
-of the model's ids, its special tokens are left out, and bytes without a token follow.
+Only what tiktoken computes: byte-level BPE with ids in the order of merges, behind one of four patterns that split the text.
+SentencePiece and its like are refused, and so is whatever else is known to differ. In our layout of ids (tokenizer.py) text
+tokens keep the order of the model's ids, its special tokens are left out, and bytes without a token follow.
 """
 import json
 import re
@@ -33,13 +33,13 @@ def read_tokenizer_files(path):
     """Return ({bytes of each text token: our id}, pattern, nfc, ids, special) of a folder or GGUF file, for Tokenizer.
 
     ids: for each of ours the model's, -1 for a byte that has none there. special: {spelling: the model's id} of other tokens.
-    Raises UserError for what tiktoken would encode otherwise.
+    Raises UserError for what tiktoken is known to encode otherwise.
     """
     check(has_files(path), f"{path} holds no tokenizer.json, nor vocab.json with merges.txt")
     read = _from_gguf if path.suffix == ".gguf" else _from_json if (path / "tokenizer.json").is_file() else _from_lists
     try:
         return _laid_out(path, *read(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
 
 
@@ -53,7 +53,7 @@ def _from_gguf(path):
 
 
 def _from_json(path):
-    content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8-sig"))
     model, normal, pre = content["model"], (content.get("normalizer") or {}).get("type"), content.get("pre_tokenizer") or {}
     model.setdefault("type", "BPE" if "merges" in model else None)  # as in GPT-2's old file
     other = [key for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
@@ -69,19 +69,20 @@ def _from_json(path):
     else:
         pattern = (steps[0].get("pattern") or {}).get("Regex")
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        check(steps == [split, bytes_last | {"use_regex": False}], f"{path}: pre_tokenizer {json.dumps(steps)}; known are "
-              "ByteLevel, Digits (individual) + ByteLevel, Split by an isolated Regex + ByteLevel, without add_prefix_space")
+        known = steps == [split, bytes_last | {"use_regex": False}] and pattern in (LLAMA3_PATTERN, QWEN2_PATTERN)
+        check(known, f"{path}: pre_tokenizer {json.dumps(steps)}; known are ByteLevel, Digits (individual) + ByteLevel, and "
+                     f"Llama 3's and Qwen2's Split (isolated) + ByteLevel, all without add_prefix_space")
     added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
     return model["vocab"], model["merges"], added, pattern, normal == "NFC"
 
 
 def _from_lists(path):
     config = path / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8")).get("model_type", "gpt2") if config.is_file() else "gpt2"
+    kind = json.loads(config.read_text(encoding="utf-8-sig")).get("model_type", "gpt2") if config.is_file() else "gpt2"
     check(kind in FAMILY, f"{path}: vocab.json and merges.txt do not say how {kind!r} splits a text; tokenizer.json is needed")
-    lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    lines = (path / "merges.txt").read_text(encoding="utf-8-sig").split("\n")
     merges = [line for line in lines if line and not line.startswith("#version:")]
-    return json.loads((path / "vocab.json").read_text(encoding="utf-8")), merges, {}, *SPLITS[FAMILY[kind]]
+    return json.loads((path / "vocab.json").read_text(encoding="utf-8-sig")), merges, {}, *SPLITS[FAMILY[kind]]
 
 
 def _laid_out(path, vocab, merges, added, pattern, nfc):
@@ -91,8 +92,9 @@ def _laid_out(path, vocab, merges, added, pattern, nfc):
     is_text = {*made, *(vocab[c] for c in BYTE_OF if c in vocab)} - {*added.values()}
     text, spelling = sorted(is_text), {i: token for token, i in vocab.items()}
     special = {token: i for token, i in vocab.items() if i not in is_text} | added
-    odd = [token for token in special if not token.strip() or not (token in added or re.fullmatch("<.*>", token))]
-    check(not odd, f"{path}: {len(odd)} tokens that no merge makes, which tiktoken cannot leave out ({str(odd[:3])[1:-1]})")
+    odd = [token for token, i in special.items() if i in made or not re.fullmatch("<.*>", token)]  # they are text, then
+    check(not odd, f"{path}: {len(odd)} tokens are no marks as <s> is, but no merge, or more than one rule makes them, as "
+                   f"tiktoken cannot ({str(odd[:3])[1:-1]})")
     odd = [spelling[i] for i in text if not {*spelling[i]} <= BYTE_OF.keys()]
     check(not odd, f"{path}: {len(odd)} tokens are not spelled in bytes, as GPT-2's are ({str(odd[:3])[1:-1]})")
     tokens = [bytes(BYTE_OF[c] for c in spelling[i]) for i in text]

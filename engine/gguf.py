@@ -16,7 +16,9 @@ def read_gguf(path):
     try:
         data = memoryview(np.memmap(path, np.uint8, mode="r"))
         meta, infos, start = _header(data)
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, struct.error) as error:
         raise UserError(f"{path} is truncated or no GGUF file ({error}); fetch it again") from error
     tensors = {}
     for name, shape, kind, offset in infos:
@@ -24,6 +26,7 @@ def read_gguf(path):
                                f"{', '.join(f'{i} = {form[0]}' for i, form in FORMATS.items())}")
         form, n_values, n_bytes = FORMATS[kind]
         end = start + offset + math.prod(shape) // n_values * n_bytes
+        check(math.prod(shape) % n_values == 0, f"{path}: tensor {name} holds no whole blocks of {n_values} values")
         check(end <= len(data), f"{path} is truncated: it ends inside tensor {name}; fetch it again")
         tensors[name] = form, shape, data[start + offset:end]
     return meta, tensors

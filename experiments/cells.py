@@ -3,7 +3,7 @@
 A stage is a training run; stages share their origins, so what several rows start from is trained once. A cell is a stage and
 an evaluation of it. Both are known by a hash of their flags, of their data's content and of all that they start from. What is
 done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
-store at once.
+store at once. When one is killed, the cells that it was at go on to their end, and are kept.
 """
 import ast
 import hashlib
@@ -34,7 +34,7 @@ from experiments.common import apart, flops, training_step_flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py")
+MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py", "experiments/infill.py")
 FLOPS_PER_SECOND = 2e10  # of a core, until a stage was timed here
 
 

@@ -1,5 +1,7 @@
 """What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
 import multiprocessing
+import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,8 +51,7 @@ def training_flops(paths):
 
 def apart(function, *args):
     """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
     reader, writer = context.Pipe(duplex=False)
     process = context.Process(target=tell, args=(writer, function, args))
@@ -71,5 +72,7 @@ def tell(writer, function, args):
         told = None, function(*args)
     except BaseException as error:  # whatever it was, it is told where it can be seen
         told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
+        if not isinstance(error, (UserError, KeyboardInterrupt)):
+            traceback.print_exc(file=sys.__stderr__)
     with suppress(BrokenPipeError):  # nobody is there any more
         writer.send(told)

@@ -46,15 +46,22 @@ def fill(writer, batch, first, last, seed, index):
 def main(argv=None):
     config = parse(evaluation.Config, argv)
     evaluation.check_flags(config)
+    check(not (config.drafter or config.out or config.json), "--drafter, --out and --json are eval.py's, not for infilling")
     checkpoint = load_checkpoint(config.checkpoint)
-    path, meta = read_meta(config.data or checkpoint["config"]["data"])
+    data = config.data or checkpoint["config"]["data"]
+    check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
+    path, meta = read_meta(data)
     metric, examples, language = evaluation.scored_examples(config, path, meta)
+    fault = judge.gold_fault(metric, examples, language, config.timeout)
+    check(not fault, f"{path}, {config.split}: {fault}")
     writer = load_writer(config.checkpoint, config)
     tokenizer, predictions, same, evaluations, start = writer.tokenizer, [], [], 0, time.perf_counter()
     for i, example in enumerate(examples):
         ids, target = tokenizer.encode(example["input"]), tokenizer.encode(example["target"])
-        check(len(ids) <= writer.input_len and 0 < len(target) < writer.target_len,
-              f"{path}: example {i} does not fit the model's canvas; leave it out")
+        if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:  # as in eval.py: it scores nothing
+            predictions.append([""])
+            same.append(0.0)
+            continue
         first, last = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3)
         batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
         filled, n = fill(writer, batch, first, last, config.seed, i)

@@ -14,7 +14,6 @@ from data import originals
 from engine.cli import check
 from model import Transformer, rms_norm
 
-WEIGHTS = "model.safetensors"
 # Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors. The sums are those that several public
 # projects pinned to the same commit; where none could be found, the one that the server states for this commit must do.
 PUBLISHED = {
@@ -102,8 +101,8 @@ class GPT2(Transformer):
 
 def fetch_weights(name):
     """Return data/downloads/NAME/model.safetensors, fetched and checked first if it is not there."""
-    (commit, sha256), path = PUBLISHED[name], originals.DOWNLOADS / name / WEIGHTS
-    url = f"https://huggingface.co/openai-community/{name}/resolve/{commit}/{WEIGHTS}"
+    (commit, sha256), path = PUBLISHED[name], originals.DOWNLOADS / name / "model.safetensors"
+    url = f"https://huggingface.co/openai-community/{name}/resolve/{commit}/{path.name}"
     return originals.download(url, path, sha256, f"put that file at {path}")
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from engine.cli import check, one_of
 from model import Transformer, rms_norm, rotate
 
-# Our module -> transformers', GGUF's.
+# Ours -> transformers', GGUF's: names of modules, and below of what config.json says.
 OUTER = {"embedding": ("model.embed_tokens", "token_embd"), "norm": ("model.norm", "output_norm"),
          "head": ("lm_head", "output")}
 INNER = {"attention_norm": ("input_layernorm", "attn_norm"), "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
@@ -25,7 +25,6 @@ INNER = {"attention_norm": ("input_layernorm", "attn_norm"), "mlp_norm": ("post_
          "mlp_in": ("mlp.up_proj", "ffn_up"), "mlp_out": ("mlp.down_proj", "ffn_down")}
 LAYER = ("model.layers.{}.", "blk.{}.")
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-# Our shape -> config.json's, GGUF's.
 FIELDS = {"n_layer": ("num_hidden_layers", "block_count"), "width": ("hidden_size", "embedding_length"),
           "n_head": ("num_attention_heads", "attention.head_count"), "mlp_width": ("intermediate_size", "feed_forward_length"),
           "n_kv_head": ("num_key_value_heads", "attention.head_count_kv"), "head_width": ("head_dim", "attention.key_length"),
@@ -118,6 +117,9 @@ def shape_of(config, found):
     check({*config.get("layer_types", [])} <= {"full_attention"}, f"layer_types={config.get('layer_types')} are not known here")
     shape = {ours: config.get(theirs) for ours, (theirs, _) in FIELDS.items()}
     shape["base"] = rope.get("rope_theta", shape["base"])
+    kinds = {ours: (int, float) if ours in ("base", "eps") else int for ours in shape}
+    odd = {FIELDS[ours][0]: x for ours, x in shape.items() if x is not None and not (isinstance(x, kinds[ours]) and x > 0)}
+    check(not odd, f"no such numbers: {odd}")
     missing = [FIELDS[ours][0] for ours in shape if shape[ours] is None and ours != "head_width"]
     missing += [key for key in SCALING if scaled and key not in rope]
     check(not missing, f"not said: {', '.join(missing)}")

@@ -25,6 +25,7 @@ from data.tokenizer import load_tokenizer
 from data.tokenizer_files import has_files
 from engine.checkpoint import read_checkpoint, read_plain
 from engine.cli import UserError, check, parse, run
+from engine.devices import check_memory
 from engine.gguf import dequantised, read_gguf
 from model import Transformer
 from pretrained import gpt2, llama
@@ -35,7 +36,6 @@ FLAVOURS = {"gpt2": gpt2, "llama": llama}
 FAMILIES = {name: flavour for flavour in FLAVOURS.values() for name in flavour.FAMILIES}  # model_type -> flavour
 # Fields of a config that by their names change what is computed: unless a flavour knows them, they are refused.
 SUSPECT = re.compile("attn|attention|rope|rotary|norm|scal|multiplier|softcap|bias|window|expert|quantization|auto_map")
-MEMINFO = Path("/proc/meminfo")
 BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # causal masks and angles, no weights
 
 
@@ -52,9 +52,9 @@ def import_published(file, tokenizer=None):
     An exported diffusion model is one again. Raises UserError for what does not fit.
     """
     is_gguf = file.suffix == ".gguf"
-    (config, found), known = (from_gguf(file), llama.FAMILIES) if is_gguf else (from_folder(file), FAMILIES)
+    config, found = from_gguf(file) if is_gguf else from_folder(file)
     kind = config.get("model_type")
-    check(kind in known, f"{file}: a model of type {kind!r}, by its config; known are {', '.join(known)}")
+    check(isinstance(kind, str) and kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
     flavour = FAMILIES[kind]
     shape = checked_shape(file, flavour, config, found)
     theirs = names(flavour, shape["n_layer"], int(is_gguf))
@@ -63,12 +63,15 @@ def import_published(file, tokenizer=None):
                     lambda _, ours, x: x.float() if is_gguf and kind == "llama" else flavour.turned(ours, x.float(), shape))
     eos = next((tokenizer.special[name] for name in END if name in tokenizer.special), config.get("eos_token_id"))
     for name in {"embedding.weight", "head.weight"} & model.keys():
-        model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) else eos)
-    process = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
-    input_len, target_len = config.get("ar2diff_canvas", (0, min(256, shape["n_positions"] // 2)))
-    return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=config.get("ar2diff_process", process),
-                step=0, config={"data": ""}, tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len,
-                target_len=target_len, history=[f"published weights of {file}"])
+        model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) and eos else eos)
+    ar = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
+    process = config.get("ar2diff_process", ar)
+    canvas = config.get("ar2diff_canvas", [0, min(256, shape["n_positions"] // 2)])
+    fits = isinstance(process, dict) and "name" in process and isinstance(canvas, list) and [*map(type, canvas)] == [int, int]
+    check(fits, f"{file}: ar2diff_process or ar2diff_canvas in its config is damaged")
+    return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=process, step=0, config={"data": ""},
+                tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=canvas[0], target_len=canvas[1],
+                history=[f"published weights of {file}"])
 
 
 def start_of(tokenizer):
@@ -114,7 +117,7 @@ def from_folder(file):
     """Return (config.json, {published name: tensor}) of weights, or of the index of their shards."""
     config, found = read_json(file.with_name("config.json")), {}
     index = read_json(file).get("weight_map", {}) if file.suffix == ".json" else {"": file.name}
-    check(index, f"{file} names no shards")
+    check(index and isinstance(index, dict) and {*map(type, index.values())} == {str}, f"{file} names no shards")
     for shard in sorted({*index.values()}):
         found |= read_tensors(file.with_name(Path(shard).name))
     check_memory(file, sum(tensor.numel() for tensor in found.values()))
@@ -125,7 +128,7 @@ def from_folder(file):
 def read_json(path):
     """Return the dict in a file, an empty one if there is none. Raises UserError."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")).items()) if path.is_file() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8-sig")).items()) if path.is_file() else {}
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is no description of a model ({error})") from error
 
@@ -148,22 +151,17 @@ def read_tensors(file):
 def from_gguf(file):
     """Return the same of a GGUF file: metadata under the names of config.json, tensors under their own."""
     meta, packed = read_gguf(file)
-    check_memory(file, sum(math.prod(shape) for _, shape, _ in packed.values()))
     kind = meta.get("general.architecture")
+    check(kind in [*llama.FAMILIES], f"{file}: a model of type {kind!r}; known are {', '.join(llama.FAMILIES)}")
+    check_memory(file, sum(math.prod(shape) for _, shape, _ in packed.values()))
     config = {key.removeprefix(f"{kind}."): value for key, value in meta.items() if key.startswith(f"{kind}.")}
     config = {theirs: config.pop(key) for theirs, key in llama.FIELDS.values() if key in config} | config
-    width = config.get("head_dim", config.get("hidden_size", 0) // config.get("num_attention_heads", 1))
+    width = config.get("head_dim", config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1))
     same = [key for key in ("rope.dimension_count", "attention.value_length") if config.get(key) == width]  # others are suspect
     config = {key: value for key, value in config.items() if key not in same} | {
         "model_type": kind, "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
         "tie_word_embeddings": "output.weight" not in packed}
     return config, {name: dequantised(*tensor) for name, tensor in packed.items()}
-
-
-def check_memory(file, n):
-    """Raise UserError if n weights as float32 and a model made of them do not fit. Only Linux says what is free."""
-    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", MEMINFO.read_text())[1]) if MEMINFO.exists() else math.inf
-    check(8 * n <= free, f"{file}: {n:,} weights need {8e-9 * n:.3g} GB of memory to load, and {1e-9 * free:.3g} GB are free")
 
 
 def checked_shape(file, flavour, config, found):
@@ -176,7 +174,7 @@ def checked_shape(file, flavour, config, found):
     check(not unknown, f"{file}: its config says {', '.join(sorted(unknown))}, which is not known here")
     try:
         shape = flavour.shape_of(config, found)
-    except (UserError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (UserError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{file}: its config and tensors describe no model ({error})") from error
     theirs = names(flavour, shape["n_layer"], int(file.suffix == ".gguf"))
     embedding = found.get(theirs["embedding"] + ".weight", torch.empty(1, 1))
@@ -196,7 +194,7 @@ def checked_shape(file, flavour, config, found):
 
 def tokenizer_for(file, config, n_rows, name):
     """Return the tokenizer of a model with n_rows tokens; ids None: its rows are in our layout. Raises UserError."""
-    own, place = config.get("ar2diff_tokenizer"), file if file.suffix == ".gguf" else file.parent.resolve()
+    own, place = config.get("ar2diff_tokenizer"), (file if file.suffix == ".gguf" else file.parent).resolve()
     check(own is None or (isinstance(own, dict) and {*map(type, own.values())} == {str} and own.keys() == {"name", "hash"}),
           f"{file}: ar2diff_tokenizer in its config must hold a name and a hash")
     beside = load_tokenizer(str(place)) if own is None and has_files(place) else None
@@ -225,6 +223,7 @@ def export(checkpoint, folder):
     check(not folder.exists(), f"{folder} exists; it is not overwritten")
     import safetensors.torch
     tokenizer, own = load_tokenizer(checkpoint["tokenizer"]["name"]), flavour.config_of(shape)
+    check(tokenizer.hash == checkpoint["tokenizer"]["hash"], f"the tokenizer {tokenizer.name!r} has changed since training")
     config = own | flavour.LIKE | {
         "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
         "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,

@@ -433,7 +433,7 @@ def test_tensors_that_do_not_fit_are_listed(small, tmp_path, change, message):
     ('{"n_head": "3"}', "n_head that divides"), ('{"n_head": 2.5}', "n_head that divides"), ("{}", "0.75 heads"),
     ('{"n_head": 3, "activation_function": "relu"}', "activation_function=gelu_new, not relu"),
     ('{"n_head": 3, "scale_attn_by_inverse_layer_idx": true}', "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
-    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo', by its config; known are gpt2, llama, qwen2, qwen3"),
+    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
     ('{"n_head": 3, "attention_sink": 4}', "its config says attention_sink=4, which is not known here"),
     ('{"n_head": 3, "ar2diff_tokenizer": {"name": "bytes", "hash": "0"}}', "not trained with the tokenizer 'bytes'"),
 ])

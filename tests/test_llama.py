@@ -161,14 +161,19 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, pair, tmp_
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(model_type="gemma"), "a model of type 'gemma', by its config; known are gpt2, llama, qwen2, qwen3"),
+    (dict(model_type="gemma"), "a model of type 'gemma'; known are gpt2, llama, qwen2, qwen3"),
     (dict(hidden_act="gelu", mlp_bias=True), "a llama has hidden_act=silu, not gelu, mlp_bias=False, not True"),
     (dict(attention_multiplier=0.5, final_logit_softcapping=30.0), "attention_multiplier=0.5, final_logit_softcapping=30.0"),
     (dict(quantization_config={"bits": 4}), "its config says quantization_config"),
     (dict(rope_parameters={"rope_type": "yarn", "factor": 4.0}), "rope_type='yarn' is not one of default, llama3"),
     (dict(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "not said: factor, low_freq_factor, "),
     (dict(num_hidden_layers=None, rms_norm_eps=None), "not said: num_hidden_layers, rms_norm_eps"),
-    (dict(num_attention_heads="4"), "describe no model .*"),
+    (dict(num_attention_heads="4"), "no such numbers: .'num_attention_heads': '4'"),
+    (dict(head_dim="12", rms_norm_eps="1e-5"), "no such numbers: .'head_dim': '12', 'rms_norm_eps': '1e-5'"),
+    (dict(hidden_size=-48), "no such numbers: .'hidden_size': -48"), (dict(num_hidden_layers=2.0), "no such numbers"),
+    (dict(rope_parameters="x"), "describe no model"), (dict(model_type=["llama"]), "a model of type"),
+    (dict(ar2diff_process="uniform"), "is damaged"), (dict(ar2diff_canvas=["a", "b"]), "is damaged"),
+    (dict(ar2diff_canvas=5), "is damaged"),
     (dict(num_key_value_heads=3), "no such shape: .*'n_kv_head': 3"),
     (dict(hidden_size=64, num_attention_heads=4), "does not hold a llama of 2 layers and width 64: .* of another shape"),
     (dict(num_hidden_layers=3), r"3 layers and width 48: 9 missing \(model.layers.2.input_layernorm.weight, "),

@@ -1,4 +1,4 @@
-"""pretrained/published.py and export.py: every form of a published model, its own tokenizer, and what is refused.
+"""pretrained/published.py: every form of a published model, its own tokenizer, and what is refused.
 
 The tests with the real SmolLM2 run where AR2DIFF_SMOLLM2 names its GGUF file (data/originals.py: smollm2() fetches it).
 """
@@ -26,7 +26,7 @@ from data import originals
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import BYTE_OF
 from diffusion import Absorbing, Uniform
-from engine import gguf
+from engine import devices, gguf
 from engine.checkpoint import save_checkpoint
 from pretrained import published
 from pretrained.llama import FIELDS, INNER, OUTER
@@ -108,7 +108,7 @@ def test_a_bin_file_that_could_run_code_is_refused(tmp_path):
 def test_too_little_memory_is_told_before_anything_is_made(tmp_path, monkeypatch):
     made(tmp_path)
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(published, "MEMINFO", meminfo)
+    monkeypatch.setattr(devices, "MEMINFO", meminfo)
     load_checkpoint(tmp_path, tokenizer="bytes")  # a system that does not say
     meminfo.write_text("MemTotal:   99999999 kB\nMemAvailable:        97 kB\n")
     refused("model.safetensors: .* need 0.000396 GB of memory to load, and 9.93e-05 GB are free", load_checkpoint, tmp_path)
@@ -310,8 +310,8 @@ def test_a_gguf_file_is_read_to_the_bit_and_computes_as_the_reference(tmp_path, 
         wanted, first = exported(y).logits[..., :V], reference(y).logits
     found = forward(build_model(c).eval(), y[:, :0], y, CAUSAL)[..., :V]
     assert (found - wanted).abs().max() < 1e-4
-    close = {"F32": 1e-4, "F16": 0.05, "Q8_0": 0.3}.get(form, 100)  # of the first model: only rounded, not turned around
-    assert (found - first).abs().max() < close * first.std()
+    close = {"F32": 1e-4, "F16": 0.05, "Q8_0": 0.3}.get(form)  # of the first model: only rounded, not turned around
+    assert close is None or (found - first).abs().max() < close * first.std()
     prompt = tokens(1, 5)
     wanted = exported.generate(F.pad(prompt, (1, 0), value=EOS), attention_mask=torch.ones(1, 6), do_sample=False,
                                max_new_tokens=20, pad_token_id=0)[0, 6:].tolist()
@@ -323,8 +323,8 @@ def drop(key):
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda m, t: m.update({"general.architecture": "gemma"}), "type 'gemma', by its config; known are llama, qwen2, qwen3"),
-    (lambda m, t: m.update({"general.architecture": "gpt2"}), "type 'gpt2', by its config; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gemma"}), "type 'gemma'; known are llama, qwen2, qwen3"),
+    (lambda m, t: m.update({"general.architecture": "gpt2"}), "type 'gpt2'; known are llama, qwen2, qwen3"),
     (lambda m, t: m.update({"llama.rope.scaling.type": "yarn"}), "its config says rope.scaling.type=yarn, which is not known"),
     (lambda m, t: m.update({"llama.expert_count": 8}), "expert_count=8"),
     (lambda m, t: m.update({"llama.rope.dimension_count": 8}), "rope.dimension_count=8"),

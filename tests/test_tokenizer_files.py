@@ -135,12 +135,18 @@ def test_vocab_and_merges_are_the_same_tokenizer(tmp_path, kind, model_type):
     (lambda c: c.update(pre_tokenizer=None), "pre_tokenizer .*known are"),
     (lambda c: c.update(pre_tokenizer={"type": "Metaspace", "replacement": "▁"}), "Metaspace"),
     (lambda c: c["model"]["merges"].reverse(), "merges are not in the order of the ids"),
-    (lambda c: c["model"]["vocab"].update(zzzz=5000), r"1 tokens that no merge makes.*\('zzzz'\)"),
-    (lambda c: c["added_tokens"].append({"content": "    ", "id": 5001}), "1 tokens that no merge makes"),
+    (lambda c: c["model"]["vocab"].update(zzzz=5000), r"1 tokens are no marks.*\('zzzz'\)"),
+    (lambda c: c["added_tokens"].append({"content": "    ", "id": 5001}), "1 tokens are no marks"),
+    (lambda c: c["added_tokens"].append({"content": "zq", "id": 5001}), "1 tokens are no marks"),
+    (lambda c: c["added_tokens"].append({"content": "he", "id": c["model"]["vocab"]["he"]}), "tokens are no marks"),
+    (lambda c: c.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\p{L}+|\p{N}"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}), "known are ByteLevel"),
+    (lambda c: c["pre_tokenizer"].update(type="Sequence", pretokenizers=[]), "cannot be read|known are"),
     (lambda c: c["model"]["vocab"].pop("he"), "cannot be read .KeyError: 'he'"),
     (lambda c: c.pop("model"), "cannot be read .KeyError: 'model'"),
-    (lambda c: c["model"].update(merges=[["▁", "▁"]]) or c["model"]["vocab"].update({"▁▁": 7000}),
-     "tokens that no merge makes|not spelled in bytes"),
+    (lambda c: c["model"]["merges"].append(["▁", "▁"]) or c["model"]["vocab"].update({"▁▁": 7000, "▁": 7001}),
+     "no marks|not spelled in bytes"),
 ])
 def test_what_tiktoken_would_encode_otherwise_is_refused_by_name(tmp_path, change, message):
     trained(tmp_path, "gpt2")
