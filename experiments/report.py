@@ -8,9 +8,12 @@ from engine.cli import UserError, check
 
 def summary(values, errors):
     """Return (mean, standard error): over seeds, and not below what the luck of the examples alone would leave of it."""
-    n = len(values)
-    least = fmean(errors) / math.sqrt(n)  # equal scores of all seeds do not make a score exact
-    return fmean(values), max(stdev(values) / math.sqrt(n), least) if n > 1 else least
+    return fmean(values), max(stdev(values) / math.sqrt(len(values)), luck(errors)) if len(values) > 1 else luck(errors)
+
+
+def luck(errors):
+    """Return the standard error that the examples alone leave: equal scores of all seeds do not make a score exact."""
+    return fmean(errors) / math.sqrt(len(errors))
 
 
 def collect(cells, results):
@@ -24,7 +27,8 @@ def collect(cells, results):
         results = [known["result"] for known in seeds.values()]
         scores = [r["per_byte"] if "per_byte" in r else next(iter(r["scores"].values())) for r in results]
         mean, se = summary([s for s, _ in scores], [e for _, e in scores])
-        entries.append(dict(row=row, column=column, mean=mean, se=se, seeds={s: v for s, (v, _) in zip(seeds, scores)},
+        entries.append(dict(row=row, column=column, mean=mean, se=se, luck=luck([e for _, e in scores]),
+                            seeds={s: v for s, (v, _) in zip(seeds, scores)},
                             metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
                             tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
                             seconds=fmean(r.get("seconds", math.nan) for r in results),
@@ -34,8 +38,14 @@ def collect(cells, results):
 
 
 def differs(a, b):
-    """Return whether two entries lie more than two standard errors of their difference apart; nan errors decide nothing."""
-    return abs(a["mean"] - b["mean"]) > 2 * math.hypot(a["se"], b["se"])
+    """Return whether two entries lie more than two standard errors of their difference apart; nan errors decide nothing.
+
+    Seeds that both have are compared one by one: they share an AR model, or even all weights, and so their luck.
+    """
+    gaps = [score - b["seeds"][seed] for seed, score in a["seeds"].items() if seed in b["seeds"]]
+    if len(gaps) < 2:
+        return abs(a["mean"] - b["mean"]) > 2 * math.hypot(a["se"], b["se"])
+    return abs(fmean(gaps)) > 2 * max(stdev(gaps) / math.sqrt(len(gaps)), a["luck"], b["luck"])
 
 
 def markdown(entries, reference):
@@ -55,8 +65,9 @@ def markdown(entries, reference):
     n = sorted({len(entry["seeds"]) for entry in entries})
     seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
     return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples); "
-                        f"all answer the same examples. `=`: within two standard errors of the row {reference!r}; with 3 "
-                        f"seeds chance alone passes two in about one of eight."]
+                        f"all answer the same examples. `=`: less than two standard errors of their difference, "
+                        f"taken seed by seed, from the row {reference!r}; with 3 seeds chance alone passes two in about one of "
+                        f"five."]
 
 
 def read(folder, name):

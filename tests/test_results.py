@@ -175,7 +175,18 @@ def test_the_program_marks_what_lies_within_two_standard_errors_of_the_reference
     lines = {line.split(" |")[0].strip("| "): line for line in report.markdown(entries, "a")}
     assert [row for row in "abcde" if " = |" in lines[row]] == ["b", "d"]
     assert "| 51.0 +- 1.4 |" in lines["a"] and "seeds: 1 to 2" in report.markdown(entries, "a")[-1]
-    assert not report.differs({"mean": 1, "se": math.nan}, {"mean": 9, "se": 0}), "an unknown error decides nothing"
+    one = lambda mean, se: {"mean": mean, "se": se, "seeds": {0: mean}}
+    assert not report.differs(one(1, math.nan), one(9, 0)), "an unknown error decides nothing"
+
+
+def test_seeds_that_both_rows_have_are_compared_one_by_one():
+    rows = {"a": (10, 50, 90), "b": (15, 56, 94), "c": (15, 40, 99), "d": (11, 51, 91)}
+    known = [tables.Cell(row, "x", seed, None) for row, scores in rows.items() for seed in range(len(scores))]
+    entries = report.collect(known, [result(score) for scores in rows.values() for score in scores])
+    at = {e["row"]: e for e in entries}
+    assert report.differs(at["b"], at["a"]), "+5 +- 0.6, though the seeds of either differ by 80"
+    assert not report.differs(at["c"], at["a"]), "+1.3 +- 5.8"
+    assert not report.differs(at["d"], at["a"]), "+1 +- 0, but the examples alone leave 1.2"
 
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "5", "", "{", '{"code": 1}'])
