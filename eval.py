@@ -22,7 +22,7 @@ from beyond.likelihood import bits, bound_of, task_batches
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
 from engine.checkpoint import commit, lineage
-from engine.cli import check, check_new, one_of, parse, run, write_new
+from engine.cli import check, check_new, one_of, parse, run, write_json, write_new
 from engine.devices import out_of_memory
 from engine.noise import Noise
 from pretrained.loading import load_checkpoint
@@ -143,8 +143,8 @@ def is_greedy(writer):
             or (writer.process.name == "absorbing" and writer.decoder != "ancestral" and certain))
 
 
-def evaluate(config):
-    """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
+def evaluate(config, answer=answer):
+    """Return a dict of scores and costs of config.checkpoint, as it answers, on config.data. Raises UserError."""
     checkpoint = load_checkpoint(config.checkpoint)
     data = config.data or checkpoint["config"]["data"]
     check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
@@ -168,9 +168,8 @@ def evaluate(config):
         write_new(config.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "out")
     n, n_answers = len(examples), len(examples) * config.n_programs
     answers = writer.tokenizer.encode_batch([text for texts in predictions for text in texts])
-    scores, failures, values = judge.score(metric, predictions, examples, language, config.k, config.timeout)
-    return dict(scores=scores, values=values, failures=failures, gold=fault, n=n, metric=metric,
-                signature=metrics.signature(metric, examples, language),
+    scored = judge.score(metric, predictions, examples, language, config.k, config.timeout)
+    return dict(**scored._asdict(), gold=fault, n=n, metric=metric,
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
                 distinct_2=metrics.distinct_n(answers, 2),
@@ -217,7 +216,7 @@ def main(argv=None):
         results.append(evaluate(one) | {"config": asdict(one)})
         print("\n".join(report(results[-1])), flush=True)
     if config.json:
-        write_new(config.json, json.dumps(results, indent=1) + "\n", "json")
+        write_json(config.json, results, "json")
     return results
 
 

@@ -69,7 +69,7 @@ def draw(folder, name, entries):
 def main(argv=None):
     config = parse(Config, argv)
     names, folder = chosen(config), Path(config.out, config.scale)
-    store, lab = Store(folder), tables.Lab(config.scale, folder)
+    store, lab = Store(folder), tables.Lab(tables.SCALES[config.scale], folder)
     if not (config.dry_run or config.draw):
         lab.prepare()
     plans = {name: list(tables.TABLES[name][0](lab)) for name in names if name != "figure3"}

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import io
+import json
 import os
 import re
 import sys
@@ -136,6 +137,13 @@ def write_new(path, text, flag):
                 os.unlink(partial)
     except OSError as error:
         raise UserError(f"cannot write --{flag}={path}: {error.strerror}") from error
+
+
+def write_json(path, facts, flag):
+    """Write facts as JSON, which has no nan: null. As write_new() does."""
+    plain = lambda x: ({key: plain(value) for key, value in x.items()} if isinstance(x, dict) else
+                       [plain(value) for value in x] if isinstance(x, (list, tuple)) else None if x != x else x)
+    write_new(path, json.dumps(plain(facts), indent=1) + "\n", flag)
 
 
 def run(main):

@@ -30,7 +30,7 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
 from autoregressive import Autoregressive, cross_entropy
 from data.dataset import Batch
 from diffusion import Absorbing, Uniform
-from engine.cli import check, check_new, one_of, parse, run, write_new
+from engine.cli import check, check_new, one_of, parse, run, write_json
 from engine.devices import compiler_fault, out_of_memory, pick_device
 from engine.noise import Noise
 from engine.parallel import compile_model
@@ -159,7 +159,7 @@ def bench_training(config, device):
         for kind, (step, work, kept) in steps.items():
             seconds, (middle, low, high) = median(times[kind]), ratio(times[kind], times["plain GPT"])
             yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=seconds, ratio=middle, low=low, high=high,
-                       tokens_per_second=tokens / seconds, flops_per_second=work / seconds,
+                       tokens_per_second=tokens / seconds, flops=work, gflops_per_second=work / seconds / 1e9,
                        ar=ratio(times[kind], times["AR"])[0], arithmetic=work / steps["AR"][1],
                        memory=peak_memory(step, kept, device))
         del steps, step  # the models, before the next ones are made
@@ -224,28 +224,24 @@ def bench_decoding(config, device):
 
 # ---- the tables ----
 
-TRAINING = (f"{'':24s}{'dtype':10s}{'':9s}{'ms':>9s}{'tokens/s':>10s}{'x plain GPT':>13s}{'quartiles':>14s}{'x AR':>7s}"
-            f"{'FLOPs':>7s}{'TFLOP/s':>9s}{'MB':>8s}")
-DECODING = (f"{'':24s}{'dtype':10s}{'':9s}{'batch':>6s}{'length':>7s}{'ms':>10s}{'AR takes x':>12s}{'quartiles':>14s}"
-            f"{'GFLOP':>9s}{'MB':>8s}")
+TRAINING = {"ms": "{ms:.1f}", "tokens/s": "{tokens_per_second:,.0f}", "x plain GPT": "{ratio:.2f}",
+            "quartiles": "{low:.2f} {high:.2f}", "x AR": "{ar:.2f}", "FLOPs": "{arithmetic:.2f}",
+            "GFLOP/s": "{gflops_per_second:.4g}", "MB": "{mb:.0f}"}
+DECODING = {"batch": "{batch}", "length": "{length}", "ms": "{ms:.1f}", "AR takes x": "{faster:.2f}",
+            "quartiles": "{low:.2f} {high:.2f}", "GFLOP": "{gflop:.2f}", "MB": "{mb:.0f}"}
 
 
-def training_line(r):
-    return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{1e3 * r['seconds']:9.1f}"
-            f"{r['tokens_per_second']:10,.0f}{r['ratio']:13.2f}{r['low']:8.2f}{r['high']:6.2f}{r['ar']:7.2f}"
-            f"{r['arithmetic']:7.2f}{r['flops_per_second'] / 1e12:9.3g}{r['memory'] / 1e6:8.0f}")
-
-
-def decoding_line(r):
-    return (f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}{r['batch']:6d}{r['length']:7d}"
-            f"{1e3 * r['seconds']:10.1f}{r['faster']:12.2f}{r['low']:8.2f}{r['high']:6.2f}{r['flops'] / 1e9:9.2f}"
-            f"{r['memory'] / 1e6:8.0f}")
-
-
-def show(title, heading, line, rows):
-    """Print a table while its rows are measured; return them."""
-    print(f"\n{title}\n{heading}", flush=True)
-    return [print(line(row), flush=True) or row for row in rows]
+def show(title, columns, rows):
+    """Print a table while its rows are measured; return them. columns: {heading: format of a row's values}"""
+    line = lambda words: "".join(f"{word:>{max(9, len(name) + 2)}s}" for word, name in zip(words, columns))
+    print(f"\n{title}\n{'':24s}{'dtype':10s}{'':9s}{line(columns)}", flush=True)
+    found = []
+    for r in rows:
+        values = r | dict(ms=1e3 * r["seconds"], mb=r["memory"] / 1e6, gflop=r["flops"] / 1e9)
+        print(f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}"
+              + line(text.format(**values) for text in columns.values()), flush=True)
+        found.append(r)
+    return found
 
 
 def checked(config):
@@ -272,8 +268,7 @@ def checked(config):
 def save(config, **found):
     """Write what was found, with what it takes to find it again, where --out says so. Raises UserError."""
     if config.out:
-        facts = dict(config=asdict(config), torch=torch.__version__) | found
-        write_new(config.out, json.dumps(facts, indent=1) + "\n", "out")
+        write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | found, "out")
 
 
 @out_of_memory("--batch_size", "--lengths")
@@ -286,10 +281,9 @@ def main(argv=None):
     facts = dict(device=name, n_params=n_params)
     print(f"{name}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
-                             TRAINING, training_line, bench_training(config, device))
+                             TRAINING, bench_training(config, device))
     save(config, **facts)  # decoding takes longer: what is known is kept
-    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", DECODING, decoding_line,
-                             bench_decoding(config, device))
+    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", DECODING, bench_decoding(config, device))
     save(config, **facts)
 
 

@@ -3,12 +3,13 @@
 A stage is a training run; stages share their origins, so what several rows start from is trained once. A cell is a stage and
 an evaluation of it. Both are known by a hash of their flags, of their data's content and of all that they start from. What is
 done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
-store at once. When one is killed, the cells that it was at go on to their end, and are kept.
+store at once. When one is killed, the runs that it was at go on to their end, and are kept.
 """
 import ast
 import hashlib
 import io
 import json
+import shlex
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -133,11 +134,15 @@ def known(path, *keys):
 
 
 class Store:
-    """The folder of a scale: stages/KEY are runs, cells/KEY.json results."""
+    """A folder of runs, stages/KEY (or stages/NAME, by names {key: name}), and of results, cells/KEY.json."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, names=None):
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
-        self.code, self.sources = code_version(), sources()
+        self.code, self.sources, self.names = code_version(), sources(), names or {}
+
+    def place(self, stage):
+        """Return the folder of a run."""
+        return self.stages / self.names.get(stage.key, stage.key)
 
     def result(self, cell):
         """Return what is known of a cell, None if nothing is."""
@@ -145,7 +150,8 @@ class Store:
 
     def done(self, stage):
         """Return what is known of a stage that was trained, None if it was not."""
-        return known(self.stages / stage.key / "done.json", "code", "work", "seconds")
+        found = known(self.place(stage) / "done.json", "code", "work", "seconds")
+        return found if found and found.get("key", stage.key) == stage.key else None  # else another one has had its name
 
     def missing(self, cells):
         """Return (stages, cells) that are yet to be run; stages in order, each behind what it starts from."""
@@ -157,7 +163,7 @@ class Store:
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
         stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
         old = {self.cells / f"{cell.key}.json": r["code"] for cell in cells if (r := self.result(cell))}
-        old |= {self.stages / stage.key: r["code"] for stage in stages if (r := self.done(stage))}
+        old |= {self.place(stage): r["code"] for stage in stages if (r := self.done(stage))}
         old = {path: code for path, code in old.items() if code != self.code}
         check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
                                   f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
@@ -175,25 +181,30 @@ class Store:
         check(sources() == self.sources, "the code was edited while cells were run; start again")
         return self.code
 
+    def command(self, job):
+        """Return (script, *words) of a stage or a cell."""
+        if isinstance(job, Cell):
+            return job.script, str(self.place(job.stage)), *(f"--{name}={value}" for name, value in job.flags)
+        origin = [f"--init_from={self.place(job.origin)}"] if job.origin else []
+        flags = (f"--{name}={value}" for name, value in job.flags)
+        return job.script, f"--data={job.data}", *flags, *origin, f"--out_dir={self.place(job)}"
+
     def train(self, stage):
         """Run a stage, or the rest of one; return the FLOPs, 0 if it was done."""
-        folder = self.stages / stage.key
-        words = [f"--data={stage.data}", *(f"--{name}={value}" for name, value in stage.flags), f"--out_dir={folder}"]
-        if stage.origin:
-            words.append(f"--init_from={self.stages / stage.origin.key}")
-        with alone(self.stages / f"{stage.key}.lock"):
+        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
+        with alone(folder.with_suffix(".lock")):
             if self.done(stage):  # perhaps while this one waited
                 return 0
             started = known(folder / "started.json", "code")
-            if started and started["code"] != self.code:  # it was stopped, and what it left is of other code
+            if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
                 shutil.rmtree(folder)
             folder.mkdir(exist_ok=True)
-            write_new(folder / "started.json", json.dumps({"code": self.code}), "out")
+            write_new(folder / "started.json", json.dumps(mine), "out")
             step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
             if step < stage.flag("steps"):
-                call(stage.script, *words, *["--resume"] * (step > 0))
+                call(*self.command(stage), *["--resume"] * (step > 0))
             (folder / "best.pt").unlink(missing_ok=True)
-            facts = dict(code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
+            facts = dict(key=stage.key, code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
                          seconds=time.time() - start)
             write_new(folder / "done.json", json.dumps(facts), "out")
         return stage.work
@@ -203,18 +214,20 @@ class Store:
         with alone(self.cells / f"{cell.key}.lock"):
             if self.result(cell):
                 return 0
-            result, = call(cell.script, str(self.stages / cell.stage.key), *(f"--{name}={value}" for name, value in cell.flags))
+            result, = call(*self.command(cell))
             facts = dict(code=self.unchanged(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
                          result=result)
             write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
         return cell.work
 
-    def finish(self, cell):
-        """Train and measure what a cell needs; return the FLOPs."""
-        torch.set_num_threads(1)
-        return sum(self.train(stage) for stage in cell.stage.lineage) + self.measure(cell)
+    def finish(self, cell, bar, show):
+        """Train and measure what a cell needs, each in a process of its own; tell the bar, and, if asked, each command."""
+        for job in (*(stage for stage in cell.stage.lineage if not self.done(stage)), cell):
+            if show:
+                bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
+            bar.update(apart(self.measure if job is cell else self.train, job))
 
-    def run(self, cells):
+    def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
         stages, open_cells = self.missing(cells)
         for folder in (self.cells, self.stages):
@@ -227,8 +240,7 @@ class Store:
         n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
             try:
-                for work in pool.map(lambda cell: apart(self.finish, cell), turns):
-                    bar.update(work)
+                list(pool.map(lambda cell: self.finish(cell, bar, show), turns))
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -244,11 +256,12 @@ def alone(path):
 
 def call(script, *words):
     """Return what a script's main() returns, unseen. Raises UserError with the command if it fails."""
+    torch.set_num_threads(1)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             return import_module(script.removesuffix(".py").replace("/", ".")).main(list(words))
     except UserError as error:
-        raise UserError(f"python {script} {' '.join(words)}: {error}") from error
+        raise UserError(f"python {shlex.join([script, *words])}: {error}") from error
 
 
 def bytes_of(stage):

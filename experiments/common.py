@@ -7,7 +7,6 @@ from pathlib import Path
 
 from data import synthetic
 from engine.cli import UserError, check
-from pretrained.loading import load_checkpoint, process_of
 
 
 def unpaired(task, n_pairs, folder, n=8000):
@@ -35,18 +34,6 @@ def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, a
     """Return the FLOPs of a training step for one sequence: forward pass x 3; shape: (n_layer, width, n_head)."""
     shape = dict(zip(("n_layer", "width", "n_head"), shape), vocab_size=vocab_size, architecture=architecture)
     return 3 * (flops(shape, input_len, logits=False) + passes * flops(shape, target_len))
-
-
-def training_flops(paths):
-    """Return the FLOPs of training the runs that led to a model, each counted as forward pass x 3."""
-    total = 0
-    for path in paths:
-        c = load_checkpoint(path)
-        process = process_of(c)
-        passes = process.n_unroll if process.name == "uniform" else 1
-        per_sequence = flops(c["shape"], c["input_len"], logits=False) + passes * flops(c["shape"], c["target_len"])
-        total += 3 * per_sequence * c["config"]["batch_size"] * c["step"]
-    return total
 
 
 def apart(function, *args):

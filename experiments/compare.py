@@ -5,7 +5,6 @@
 All models answer the same examples, so differences from the first row are taken example by example. Writes OUT.json, OUT.md and
 OUT.png, quality against seconds.
 """
-import json
 import math
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from statistics import fmean, stdev
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
-from engine.cli import check, check_new, parse, run, write_new
+from engine.cli import check, check_new, parse, run, write_json, write_new
 from experiments.plot import picture
 from experiments.report import summary
 from pretrained.loading import load_checkpoint
@@ -93,7 +92,7 @@ def main(argv=None):
     first = next(iter(results.values()))
     entries = [entry(name, row, first) for name, row in results.items()]
     metric = next(iter(everything[0]["scores"]))
-    write_new(f"{config.out}.json", json.dumps({"entries": entries, "results": everything}, indent=1) + "\n", "out")
+    write_json(f"{config.out}.json", {"entries": entries, "results": everything}, "out")
     write_new(f"{config.out}.md", "\n".join(markdown(entries, metric)) + "\n", "out")
     points = {e["name"]: [(e["seconds"], e["score"])] for e in entries}
     errors = {e["name"]: [e["over_examples"]] for e in entries}

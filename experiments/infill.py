@@ -9,19 +9,19 @@ side has its say, too. The number of missing tokens is known to all. Scores: the
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
-from data.dataset import pad_rows, read_meta
+from data.dataset import pad_rows
 from engine.cli import check, parse, run
 from engine.noise import Noise
-from pretrained.loading import load_checkpoint
-from sample import load_writer
-from scoring import judge, metrics
+from scoring.metrics import standard_error
 
 
 def fill(writer, batch, first, last, seed, index):
@@ -43,40 +43,37 @@ def fill(writer, batch, first, last, seed, index):
     return wholes[best], len(drafts) - 1 + (n > 1)
 
 
-def main(argv=None):
-    config = parse(evaluation.Config, argv)
-    evaluation.check_flags(config)
-    check(not (config.drafter or config.out or config.json), "--drafter, --out and --json are eval.py's, not for infilling")
-    checkpoint = load_checkpoint(config.checkpoint)
-    data = config.data or checkpoint["config"]["data"]
-    check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
-    path, meta = read_meta(data)
-    metric, examples, language = evaluation.scored_examples(config, path, meta)
-    fault = judge.gold_fault(metric, examples, language, config.timeout)
-    check(not fault, f"{path}, {config.split}: {fault}")
-    writer = load_writer(config.checkpoint, config)
-    tokenizer, predictions, same, evaluations, start = writer.tokenizer, [], [], 0, time.perf_counter()
+def answer(same, writer, examples, config):
+    """Return what eval.answer() does, of filled gaps; say in `same` which are the gold ones, 0 or 100. No canvas, no score."""
+    tokenizer, predictions = writer.tokenizer, []
+    facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
     for i, example in enumerate(examples):
         ids, target = tokenizer.encode(example["input"]), tokenizer.encode(example["target"])
-        if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:  # as in eval.py: it scores nothing
+        if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
+            facts["too_long"] += 1
             predictions.append([""])
             same.append(0.0)
             continue
-        first, last = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3)
+        first, last, start = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3), time.perf_counter()
         batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
         filled, n = fill(writer, batch, first, last, config.seed, i)
-        filled, evaluations = filled.tolist()[:len(target)], evaluations + n
+        filled = filled.tolist()[:len(target)]
+        facts["seconds"] += time.perf_counter() - start
+        facts["evaluations"] += n
         same.append(100.0 * (filled == target))
         predictions.append([tokenizer.decode([token for token in filled if token < tokenizer.n_text])])
-    seconds = (time.perf_counter() - start) / len(examples)
-    scores, failures, _ = judge.score(metric, predictions, examples, language, timeout=config.timeout)
-    scores = scores | {"gap": (sum(same) / len(same), metrics.standard_error(same))}
-    for name, (value, error) in scores.items():
-        print(f"  {name:14s} {value:6.2f} % +- {error:.2f}")
-    print(f"  {evaluations / len(examples):.1f} network evaluations, {seconds:.4f} s per answer; {len(examples)} examples")
-    return [dict(scores=scores, failures=failures, n=len(examples), seconds=seconds,
-                 evaluations=evaluations / len(examples),
-                 **evaluation.provenance(config, checkpoint, writer, path, config.split))]
+    return predictions, facts
+
+
+def main(argv=None):
+    config, same = parse(evaluation.Config, argv), []
+    evaluation.check_flags(config)
+    check(not (config.drafter or config.out or config.json or config.metric == "bits") and config.n_programs == 1,
+          "--drafter, --out, --json, --n_programs and --metric=bits are eval.py's, not for infilling")
+    found = evaluation.evaluate(replace(config, strict=True), partial(answer, same))
+    found["scores"]["gap"] = fmean(same), standard_error(same)
+    print("\n".join(evaluation.report(found)))
+    return [found]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import json
 import math
 from statistics import fmean, stdev
 
-from engine.cli import UserError, check
+from engine.cli import UserError, check, write_json
 
 
 def summary(values, errors):
@@ -83,7 +83,5 @@ def read(folder, name):
 def write(folder, name, entries, reference):
     """Write NAME.json and NAME.md."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = [{key: None if value != value else value for key, value in entry.items()} for entry in entries]  # JSON has no nan
-    (folder / f"{name}.json").write_text(json.dumps({"reference": reference, "entries": plain}, indent=1) + "\n",
-                                         encoding="utf-8")
+    write_json(folder / f"{name}.json", {"reference": reference, "entries": entries}, "out")
     (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")

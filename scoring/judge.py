@@ -1,10 +1,9 @@
 """Scores that can be trusted: the gold answers are scored first, and every failure of a program has a reason that is counted.
 
     fault = gold_fault(metric, examples, language, timeout)          # None, or why not even the gold answers score 100
-    scored = score(metric, predictions, examples, language, k, timeout)
+    scored = score(metric, predictions, examples, language, k, timeout)              # metrics.Scored
 """
 from collections import Counter
-from typing import NamedTuple
 
 from engine.cli import check
 from scoring import metrics
@@ -13,17 +12,10 @@ from scoring.sandbox import TIMEOUT, run_many
 METRICS = (*metrics.METRICS, "code")
 
 
-class Scored(NamedTuple):
-    scores: dict  # name -> (percent, standard error)
-    failures: dict  # of programs that were run: reason -> how many, the most frequent first
-    values: list  # one for each example: what the main score is the mean of, see metrics.per_example()
-
-
 def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     """Return Scored for predictions[i], a list of answers to examples[i]. Metric `code` runs them: see scoring/sandbox.py."""
     if metric != "code":
-        scores = metrics.METRICS[metric](predictions, examples, language)
-        return Scored(scores, {}, metrics.per_example(metric, predictions, examples, language))
+        return metrics.METRICS[metric](predictions, examples, language)
     check(all(example.get("tests") for example in examples), "metric 'code' needs \"tests\" in every example")
     jobs = [(program, "\n".join(example["tests"]), example.get("setup", ""))
             for example, programs in zip(examples, predictions) for program in programs]
@@ -31,9 +23,9 @@ def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     passed = iter([result.passed for result in results])
     per_problem = [[next(passed) for _ in programs] for programs in predictions]
     failures = Counter(kind(result.reason) for result in results if not result.passed)
-    scores = metrics.code_scores(per_problem, [k]) | metrics.exact_scores(predictions, examples)
+    scores = metrics.code_scores(per_problem, [k]) | metrics.exact_scores(predictions, examples).scores
     values = [metrics.pass_at_k(len(row), sum(row), k) for row in per_problem]
-    return Scored(scores, dict(failures.most_common()), values)
+    return metrics.Scored(scores, values, failures=dict(failures.most_common()))
 
 
 def kind(reason):

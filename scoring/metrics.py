@@ -3,7 +3,7 @@
 Every score this file returns is in percent, 0 to 100, and so is its standard error: one unit of luck of the test set.
 It is nan for a test set of one example, which says nothing about luck.
 
-    scores = METRICS[metric](predictions, examples, language)     # {name: (score, standard error)}
+    scored = METRICS[metric](predictions, examples, language)     # Scored
 
 predictions[i] lists the answers to examples[i] (one, or several samples), and examples[i] is a dict with a `target` and
 perhaps more gold answers in `references`. language (a code such as zh, or None) says how words are told apart. Code is scored
@@ -15,6 +15,7 @@ import re
 import statistics
 import string
 import unicodedata
+from typing import NamedTuple
 
 from engine.cli import UserError, check
 
@@ -120,47 +121,41 @@ def gold_answers(example):
     return list(dict.fromkeys([example["target"], *example.get("references", [])]))
 
 
+class Scored(NamedTuple):
+    scores: dict  # name -> (percent, standard error), the task's main score first
+    values: list  # one for each example: their mean is the main score, their standard error its own
+    signature: str | None = None  # what must be printed beside a score, for it to be compared with another
+    failures: dict = {}  # of programs that were run: reason -> how many, the most frequent first
+
+
 def exact_scores(predictions, examples, language=None):
     """Score strings that must equal a gold answer, apart from space at the ends; several samples count by their share."""
     check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
-    return _means({"exact_match": per_example("exact", predictions, examples)})
+    gold = [{answer.strip() for answer in gold_answers(example)} for example in examples]
+    values = [100.0 * statistics.fmean(text.strip() in answers for text in texts) for texts, answers in zip(predictions, gold)]
+    return Scored(_means({"exact_match": values}), values)
 
 
 def translation_scores(predictions, examples, language=None):
-    """Score the first prediction of each example by BLEU, and all of them by plain exact match."""
-    exact = exact_scores(predictions, examples)
-    score, error, *_ = bleu([texts[0] for texts in predictions], [gold_answers(example) for example in examples], language)
-    return {"bleu": (score, error), **exact}
-
-
-def qa_scores(predictions, examples, language=None):
-    """Score the first prediction of each example as SQuAD does (f1, squad_em), and all of them by plain exact match."""
-    exact = exact_scores(predictions, examples)
-    pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
-    return {**_means({"f1": [f1 for _, f1 in pairs], "squad_em": [em for em, _ in pairs]}), **exact}
-
-
-def per_example(metric, predictions, examples, language=None):
-    """Return a value for each example; their mean is the task's main score, their standard error its own.
+    """Score the first prediction of each example by BLEU, and all of them by plain exact match.
 
     BLEU is no mean: its values are those of the jackknife, n * b - (n - 1) * b_i, whose mean is BLEU to order 1/n. The
     difference of two models on the same examples has the standard error of the difference of these values.
     """
+    exact = exact_scores(predictions, examples).scores
     gold = [gold_answers(example) for example in examples]
-    if metric == "bleu":
-        score, _, _, without = bleu([texts[0] for texts in predictions], gold, language)
-        return [len(without) * score - (len(without) - 1) * b for b in without]
-    if metric == "qa":
-        return [exact_match_and_f1(texts[0], answers, language)[1] for texts, answers in zip(predictions, gold)]
-    return [100.0 * statistics.fmean(text.strip() in {g.strip() for g in answers} for text in texts)
-            for texts, answers in zip(predictions, gold)]
+    score, error, signature, without = bleu([texts[0] for texts in predictions], gold, language)
+    n = len(without)
+    return Scored({"bleu": (score, error), **exact}, [n * score - (n - 1) * b for b in without], signature)
 
 
-def signature(metric, examples, language=None):
-    """Return what must be printed beside a score, for it to be compared with another; None where nothing was chosen."""
-    if metric == "bleu":
-        return bleu([""] * len(examples), [gold_answers(example) for example in examples], language)[2]
-    return f"F1 over characters ({language})" if metric == "qa" and language in UNSPACED else None
+def qa_scores(predictions, examples, language=None):
+    """Score the first prediction of each example as SQuAD does (f1, squad_em), and all of them by plain exact match."""
+    exact = exact_scores(predictions, examples).scores
+    pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
+    match, f1 = zip(*pairs)
+    return Scored(_means({"f1": f1, "squad_em": match}) | exact, list(f1),
+                  f"F1 over characters ({language})" if language in UNSPACED else None)
 
 
 def code_scores(passed, ks):

@@ -291,6 +291,12 @@ def test_several_models_in_one_call_and_all_that_is_known_of_them_in_one_file(ar
         score(f"{ar_run.folder},{diff_run.folder}", f"--out={tmp_path / 'x'}")
 
 
+def test_the_file_is_json_for_other_readers_too(ar_run, tmp_path):
+    score(ar_run.folder, "--n_examples=1", f"--json={tmp_path / 'x'}")  # the error of a single example is not known
+    saved, = json.loads((tmp_path / "x").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert saved["scores"]["exact_match"][1] is None
+
+
 def test_an_evaluation_that_is_stopped_leaves_no_file_that_blocks_the_next(ar_run, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

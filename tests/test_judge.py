@@ -32,7 +32,7 @@ def test_gold_answers_that_cannot_score_100_say_why(metric, examples, fault):
 def test_failures_are_counted_by_kind_the_most_frequent_first():
     programs = ["def f(x): return x", "def f(x): return 0", "def f(x) return", "import os\nos.system('ls')", ADD["target"],
                 "import numpy", "def f(x): return y"]
-    scores, failures, values = judge.score("code", [[p] for p in programs], [ADD] * len(programs))
+    scores, values, _, failures = judge.score("code", [[p] for p in programs], [ADD] * len(programs))
     assert scores["pass@1"][0] == pytest.approx(100 / 7)
     assert failures == {"AssertionError": 2, "SyntaxError": 1, "refused: os.system": 1, "ModuleNotFoundError: 'numpy'": 1,
                         "NameError": 1}

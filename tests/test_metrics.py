@@ -31,10 +31,10 @@ def corpus(n, seed=0):
 def test_gold_scores_100_and_empty_0_in_every_metric():
     examples = [{"target": text} for text in GOLD]
     for score in metrics.METRICS.values():
-        for name, (value, error) in score([[text] for text in GOLD], examples).items():
+        for name, (value, error) in score([[text] for text in GOLD], examples).scores.items():
             assert value == pytest.approx(100, abs=1e-9), name
             assert error == pytest.approx(0, abs=1e-9), name
-        for name, (value, error) in score([[""]] * len(GOLD), examples).items():
+        for name, (value, error) in score([[""]] * len(GOLD), examples).scores.items():
             assert value == 0 and error == 0, name
     assert metrics.code_scores([[True, True], [True, True]], [1, 2]) == {"pass@1": (100, 0), "pass@2": (100, 0)}
     assert metrics.code_scores([[False, False], [False, False]], [1, 2]) == {"pass@1": (0, 0), "pass@2": (0, 0)}
@@ -138,12 +138,12 @@ def test_code_scores_are_means_over_problems_with_the_error_over_problems():
 
 def test_scores_of_a_task_use_all_references_and_name_their_parts():
     examples = [{"target": "blue", "references": ["Blue", "dark blue"]}, {"target": "on the roof"}, {"target": "roof"}]
-    scores = metrics.qa_scores([["dark blue\n"], ["on the red roof"], ["The roof"]], examples)
+    scores = metrics.qa_scores([["dark blue\n"], ["on the red roof"], ["The roof"]], examples).scores
     assert {name: value for name, (value, _) in scores.items()} == pytest.approx(
         {"f1": (100 + 80 + 100) / 3, "squad_em": 200 / 3, "exact_match": 100 / 3})
-    assert metrics.exact_scores([["x", "blue", "Blue", "y"], [" on the roof"]], examples[:2])["exact_match"][0] == 75
-    assert list(metrics.translation_scores([["a"], ["b"]], examples[:2])) == ["bleu", "exact_match"]
-    assert metrics.signature("bleu", examples).startswith("nrefs:var|")
+    assert metrics.exact_scores([["x", "blue", "Blue", "y"], [" on the roof"]], examples[:2]).scores["exact_match"][0] == 75
+    translated = metrics.translation_scores([["a"], ["b"]], examples[:2])
+    assert list(translated.scores) == ["bleu", "exact_match"] and translated.signature.startswith("nrefs:var|")
 
 
 def test_a_target_is_a_gold_answer_though_its_references_do_not_repeat_it():
@@ -151,9 +151,9 @@ def test_a_target_is_a_gold_answer_though_its_references_do_not_repeat_it():
     assert metrics.gold_answers(examples[0]) == ["Oslo is there", "the city of Oslo, Norway"]
     for texts in (["Oslo is there"], ["the city of Oslo, Norway"]):
         for score in metrics.METRICS.values():
-            found = score([texts] * 2, examples)
+            found = score([texts] * 2, examples).scores
             assert all(value == pytest.approx(100) for name, (value, _) in found.items() if name != "bleu"), (texts, found)
-    assert metrics.translation_scores([["the city of Oslo, Norway"]] * 2, examples)["bleu"][0] == pytest.approx(100)
+    assert metrics.translation_scores([["the city of Oslo, Norway"]] * 2, examples).scores["bleu"][0] == pytest.approx(100)
 
 
 def test_bleu_splits_a_language_without_spaces_and_its_signature_says_how():
@@ -161,10 +161,11 @@ def test_bleu_splits_a_language_without_spaces_and_its_signature_says_how():
     gold, other = "一盏绿色的灯放在窗台上", "一盏红色的灯放在窗台上"
     examples = [{"target": gold}, {"target": "三只鸟在屋顶上唱歌跳舞"}]
     answers = [[other], ["三只鸟在屋顶上唱歌跳舞"]]
-    assert metrics.translation_scores(answers, examples)["bleu"][0] == 0, "sacreBLEU's default finds no 4-gram"
+    assert metrics.translation_scores(answers, examples).scores["bleu"][0] == 0, "sacreBLEU's default finds no 4-gram"
     expected = BLEU(tokenize="zh").corpus_score([a[0] for a in answers], [[e["target"] for e in examples]]).score
-    assert metrics.translation_scores(answers, examples, "zh")["bleu"][0] == pytest.approx(expected) and 50 < expected < 100
-    assert "tok:zh" in metrics.signature("bleu", examples, "zh") and "tok:13a" in metrics.signature("bleu", examples, "fr")
+    chinese = metrics.translation_scores(answers, examples, "zh")
+    assert chinese.scores["bleu"][0] == pytest.approx(expected) and 50 < expected < 100 and "tok:zh" in chinese.signature
+    assert "tok:13a" in metrics.translation_scores(answers, examples, "fr").signature
 
 
 @pytest.mark.parametrize("texts, language", [
@@ -185,11 +186,12 @@ def test_a_language_whose_tokenizer_wants_a_package_says_which(monkeypatch):
 
 def test_answers_in_a_language_without_spaces_are_compared_by_characters():
     gold = {"target": "北京大学", "references": ["北京大学。"]}
-    assert metrics.qa_scores([["北京大学"]], [gold], "zh")["squad_em"][0] == 100
-    one_short = metrics.qa_scores([["北京大"]], [gold], "zh")
+    assert metrics.qa_scores([["北京大学"]], [gold], "zh").scores["squad_em"][0] == 100
+    one_short = metrics.qa_scores([["北京大"]], [gold], "zh").scores
     assert one_short["squad_em"][0] == 0 and one_short["f1"][0] == pytest.approx(200 * 3 / 7)
-    assert metrics.qa_scores([["北京大"]], [gold])["f1"][0] == 0, "by words, as SQuAD does it"
-    assert metrics.signature("qa", [gold], "zh") == "F1 over characters (zh)" and metrics.signature("qa", [gold], "en") is None
+    by_words = metrics.qa_scores([["北京大"]], [gold])
+    assert by_words.scores["f1"][0] == 0 and by_words.signature is None, "as SQuAD does it"
+    assert metrics.qa_scores([["北京大"]], [gold], "zh").signature == "F1 over characters (zh)"
     assert metrics.exact_match_and_f1("GPT 4 的", ["gpt 4 的"], "zh") == (100, 100), "what has spaces keeps its words"
 
 
@@ -197,8 +199,8 @@ def test_answers_in_a_language_without_spaces_are_compared_by_characters():
 def test_the_values_of_examples_have_the_score_as_their_mean_and_its_error_as_their_own(metric):
     hypotheses, references = corpus(60, 0)
     predictions, examples = [[h] for h in hypotheses], [{"target": r[0], "references": r} for r in references]
-    score, error = next(iter(metrics.METRICS[metric](predictions, examples).values()))
-    values = metrics.per_example(metric, predictions, examples)
+    scores, values, *_ = metrics.METRICS[metric](predictions, examples)
+    score, error = next(iter(scores.values()))
     assert len(values) == 60 and metrics.standard_error(values) == pytest.approx(error)
     assert np.mean(values) == pytest.approx(score, abs=0.1 * error if metric == "bleu" else 1e-9)
 

@@ -101,7 +101,7 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
 
 
 def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):
-    lab = tables.Lab("demo", tmp_path / "r")
+    lab = tables.Lab(TINY, tmp_path / "r")
     lab.prepare()
     ar = lab.pretrain("train_ar.py", 0, size="1x8x2")
     stages = [ar, lab.pretrain("train_ar.py", 1, size="1x8x2"), lab.pretrain("train_diff.py", 0, size="1x8x2"),
@@ -191,7 +191,7 @@ def test_seeds_that_both_rows_have_are_compared_one_by_one():
 
 @pytest.mark.parametrize("text", ["[1]", "{}", "5", "", "{", '{"code": 1}'])
 def test_damaged_results_are_one_line(text, tiny, monkeypatch, tmp_path):
-    lab = tables.Lab("demo", tmp_path / "r/demo")
+    lab = tables.Lab(TINY, tmp_path / "r/demo")
     lab.prepare()
     cell = next(tables.bits(lab))
     for path in (f"cells/{cell.key}.json", f"stages/{cell.stage.key}/done.json"):
@@ -420,10 +420,10 @@ def test_the_demo_runs_and_says_what_was_seen(tmp_path, monkeypatch, capsys):
     demo.main(["--size=1x16x2", "--n_pairs=20", "--pretrain_steps=10", "--finetune_steps=8", "--n_examples=4", "--task=plan",
                f"--out_dir={out}"])
     shown = capsys.readouterr().out
-    for part in ("AR2Diff_0", "AR2Diff_1 ", "One denoising", "o Diffusion, no text", "From 20 pairs", "seconds in all"):
+    for part in ("$ python train_ar.py", "AR2Diff_0", "AR2Diff_2 ", "One denoising", "o Diffusion, no text", "From 20 pairs", "seconds in all"):
         assert part in shown, part
     facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
-    assert list(facts["rows"]) == ["Diffusion, no text", "Diffusion, text", "AR2Diff_0", "AR2Diff_1", "AR"]
+    assert list(facts["rows"]) == ["Diffusion, no text", "Diffusion, text", "AR2Diff_0", "AR2Diff_2", "AR"]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="is not a demo's"):
