@@ -99,15 +99,15 @@ class Lab:
         cost = {passes: training_step_flops(shape_of(size), *self.scale.canvas, passes) for passes in (1, 2)}
         return cost[1] / cost[2]
 
-    def tune(self, task, seed, origin=None, script="train_diff.py", steps=None, **flags):
-        return self.stage(script, task, self.canvas(task), steps or self.scale.tasks[task][1], self.scale.lrs[2], seed, origin,
-                          **({"too_long": "drop"} if not self.scale.tasks[task][0] else {}), **flags)
+    def tune(self, task, seed, origin=None, script="train_diff.py", steps=None, lr=None, **flags):
+        return self.stage(script, task, self.canvas(task), steps or self.scale.tasks[task][1], lr or self.scale.lrs[2], seed,
+                          origin, **({"too_long": "drop"} if not self.scale.tasks[task][0] else {}), **flags)
 
-    def adapt(self, ar, seed, share, **flags):
+    def adapt(self, ar, seed, share, lr=None, **flags):
         """Return what fine-tuning starts from: AR2Diff_N with N a share of the AR steps."""
         if not share:
             return ar
-        return self.pretrain("train_diff.py", seed, share, ar, self.scale.lrs[1], **flags)
+        return self.pretrain("train_diff.py", seed, share, ar, lr or self.scale.lrs[1], **flags)
 
     def cell(self, row, task, stage, column=None, **flags):
         flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if is_code(task) else {}), **flags}
@@ -194,6 +194,20 @@ def curves(lab):
                     yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, origin, steps=steps), f"{task} {steps}")
 
 
+def rates(lab):
+    """Peak learning rates of fine-tuning and of stage 2, a third and three times those of the other tables."""
+    task, (_, stage2, tuning) = lab.tasks[0], lab.scale.lrs
+    for seed in lab.seeds():
+        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
+        for factor in (1 / 3, 1, 3):
+            lr = float(f"{factor * tuning:.3g}")
+            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, lr=lr, size=lab.size), f"{task}, tuned at {lr:g}")
+            yield lab.cell("AR2Diff_0", task, lab.tune(task, seed, ar, lr=lr), f"{task}, tuned at {lr:g}")
+            lr = float(f"{factor * stage2:.3g}")
+            adapted = lab.tune(task, seed, lab.adapt(ar, seed, 0.1, lr))
+            yield lab.cell("AR2Diff_10 %", task, adapted, f"{task}, stage 2 at {lr:g}")
+
+
 KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_attention": "causal"},
          "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}, "anneal": {"anneal_steps": 100}}
 
@@ -249,6 +263,7 @@ def decoders(lab):
 
 TABLES = {  # the row that others are compared with
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
-    "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "knobs": (knobs, "plain"),
-    "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"), "decoders": (decoders, "uniform, resample"),
+    "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
+    "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
+    "decoders": (decoders, "uniform, resample"),
 }
