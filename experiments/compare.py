@@ -9,7 +9,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -18,6 +18,7 @@ from engine.cli import check, check_new, parse, run, write_json, write_new
 from experiments.plot import picture
 from experiments.report import summary
 from pretrained.loading import load_checkpoint
+from scoring.metrics import standard_error
 
 
 @dataclass
@@ -33,13 +34,12 @@ def rows_of(text):
     """Return {name: [checkpoints]}. Raises UserError."""
     rows = {}
     for part in filter(None, map(str.strip, text.split(";"))):
-        name, equals, paths = part.partition("=")
-        check(equals and name.strip() and paths, f"{part!r} is not NAME=CHECKPOINT,CHECKPOINT")
-        check(name.strip() not in rows, f"{name.strip()!r} is named twice; give all its seeds in one list")
-        rows[name.strip()] = [path.strip() for path in paths.split(",")]
-        check(all(path and path[0] != "-" for path in rows[name.strip()]), f"{part!r}: {paths!r} are no checkpoints")
-        check(len({Path(path).resolve() for path in rows[name.strip()]}) == paths.count(",") + 1,
-              f"{part!r} names a checkpoint twice: that is one seed")
+        name, _, paths = map(str.strip, part.partition("="))
+        paths = [path.strip() for path in paths.split(",")]
+        check(name and all(path and path[0] != "-" for path in paths), f"{part!r} is not NAME=CHECKPOINT,CHECKPOINT")
+        check(name not in rows, f"{name!r} is named twice; give all its seeds in one list")
+        check(len({Path(path).resolve() for path in paths}) == len(paths), f"{part!r} names a checkpoint twice: that is one seed")
+        rows[name] = paths
     check(rows, "no runs; write NAME=CHECKPOINT,CHECKPOINT; NAME=CHECKPOINT")
     return rows
 
@@ -50,10 +50,9 @@ def entry(name, results, first):
     mean, over_seeds = summary([s for s, _ in scores], [error for _, error in scores])
     means = [fmean(values) for values in zip(*(r["values"] for r in results))]           # over seeds, for each example
     base = [fmean(values) for values in zip(*(r["values"] for r in first))]
-    error = lambda values: stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    paired = error([a - b for a, b in zip(means, base)])
-    seeds = [error([next(iter(r["scores"].values()))[0] for r in rows]) for rows in (results, first)]
-    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=error(means), difference=fmean(means) - fmean(base),
+    paired = standard_error([a - b for a, b in zip(means, base)])
+    seeds = [standard_error([next(iter(r["scores"].values()))[0] for r in rows]) for rows in (results, first)]
+    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means), difference=fmean(means) - fmean(base),
                 difference_error=math.hypot(paired, *(s for s in seeds if not math.isnan(s))), n_seeds=len(results),
                 seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results),
                 checkpoints=[r["checkpoint"] for r in results], training_seeds=[r["training_seed"] for r in results],

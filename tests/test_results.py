@@ -293,8 +293,8 @@ def test_a_paired_difference_is_surer_than_the_scores_themselves():
 
 
 @pytest.mark.parametrize("runs, message", [
-    ("out/a", "is not NAME=CHECKPOINT"), (";", "no runs"), ("A=--help", "are no checkpoints"),
-    ("A=,x", "are no checkpoints"), ("A=x,./x", "names a checkpoint twice"),
+    ("out/a", "is not NAME=CHECKPOINT"), (";", "no runs"), ("A=--help", "is not NAME=CHECKPOINT"),
+    ("A=,x", "is not NAME=CHECKPOINT"), ("=x", "is not NAME=CHECKPOINT"), ("A=x,./x", "names a checkpoint twice"),
     ("A=x; A=y", "'A' is named twice"), ("A=nowhere", "nowhere")])
 def test_compare_refuses_what_names_no_runs(runs, message, tmp_path):
     with pytest.raises(UserError, match=message):
