@@ -11,6 +11,7 @@ import io
 import json
 import shlex
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -225,6 +226,7 @@ class Store:
         for job in (*(stage for stage in cell.stage.lineage if not self.done(stage)), cell):
             if show:
                 bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
+                sys.stdout.flush()
             bar.update(apart(self.measure if job is cell else self.train, job))
 
     def run(self, cells, show=False):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from engine.cli import check
+from engine.cli import UserError, check
 from experiments.cells import Cell, Stage, alone, digest
 from experiments.common import training_step_flops, unpaired
 from start import shape_of
@@ -56,7 +56,10 @@ class Lab:
         """Write the data that can be made here. Raises UserError for a folder that cannot."""
         for task, (n, _) in self.scale.tasks.items():
             check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
 
@@ -254,7 +257,8 @@ def decoders(lab):
     task = lab.tasks[-1]
     for seed in lab.seeds():
         for process in ("uniform", "absorbing"):
-            stage = lab.tune(task, seed, process=process, size=lab.size)
+            steps = lab.scale.tasks[task][1] * (1 if process == "uniform" else 2)  # of one pass, not two
+            stage = lab.tune(task, seed, steps=steps, process=process, size=lab.size)
             for decoder in DECODERS[process]:
                 for n_steps in (2, 8, 32):
                     yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n_steps}", decoder=decoder, n_steps=n_steps,

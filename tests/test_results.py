@@ -237,11 +237,12 @@ def test_what_a_run_of_other_code_left_is_not_finished_as_if_it_were_of_this(tin
     (["--scale=laptop"], "scale='laptop' is not one of demo, cpu"), (["--what=table9"], "did you mean 'table"),
     (["--scale=gpu", "--what=plan"], "scale 'gpu' has no such task"),
     (["--what=table3", "--draw"], "nothing is known of table3"),
+    (["--what=bits", "--out=README.md"], "cannot make README.md.*Not a directory"),
     (["--scale=gpu", "--what=table3"], "no data/prepared/.*prepare.py .* --from_dir=FOLDER makes it")])
 def test_reproduce_refuses_what_it_cannot_do(flags, message, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "find_folder", lambda name: None)
     with pytest.raises(UserError, match=message):
-        reproduce.main([*flags, f"--out={tmp_path}/r"])
+        reproduce.main([f"--out={tmp_path}/r", *flags])
 
 
 def test_reproduce_runs_no_code_unasked_and_wants_room_on_the_disk(tiny, monkeypatch):
