@@ -41,7 +41,7 @@ def plan(config, lab):
     seed, size, steps = config.seed, config.size, config.finetune_steps
     ar = lab.pretrain("train_ar.py", seed, size=size)  # stage 1, and for the same FLOPs:
     diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(size), size=size)
-    adapted = lab.adapt(ar, seed, 0.1)  # stage 2
+    adapted = lab.adapt(ar, seed, 0.1, warmup=50)  # stage 2
     N = adapted.flag("steps")
     tune = partial(lab.tune, config.task, seed, eval_every=max(1, steps // 8))  # stage 3
     tuned = {SCRATCH: tune(size=size), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
