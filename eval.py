@@ -143,8 +143,8 @@ def is_greedy(writer):
             or (writer.process.name == "absorbing" and writer.decoder != "ancestral" and certain))
 
 
-def evaluate(config, answer=answer):
-    """Return a dict of scores and costs of config.checkpoint, as it answers, on config.data. Raises UserError."""
+def evaluate(config, answer_with=answer):
+    """Return a dict of scores and costs of config.checkpoint on config.data, answered by a function. Raises UserError."""
     checkpoint = load_checkpoint(config.checkpoint)
     data = config.data or checkpoint["config"]["data"]
     check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
@@ -162,7 +162,7 @@ def evaluate(config, answer=answer):
     check(not (fault and config.strict), f"--strict: {path}, {config.split}: {fault}")
     if fault:
         print(f"warning: {path}, {config.split}: {fault}", file=sys.stderr)
-    predictions, facts = answer(writer, examples, config)
+    predictions, facts = answer_with(writer, examples, config)
     if config.out:  # before they are scored: what took an hour is not lost if that fails
         rows = [{"input": e["input"], "target": e["target"], "predictions": p} for e, p in zip(examples, predictions)]
         write_new(config.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "out")
