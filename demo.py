@@ -97,7 +97,7 @@ def main(argv=None):
     folder = lambda row: row.lower().replace(", ", "_").replace(" ", "_") + "_tuned"
     store = Store(out, {stage.key: name for name, stage in on_text.items()}
                   | {cell.stage.key: folder(row) for row, cell in cells.items()})
-    print(f"\n== Every row: pretraining on text, {config.finetune_steps} steps on {config.n_pairs} pairs, evaluation", flush=True)
+    print(f"\n== Every row: text, {config.finetune_steps} steps on {config.n_pairs} pairs, its score", flush=True)
     turns = sorted(cells.values(), key=lambda cell: (-cell.stage.work, -len(cell.stage.lineage)))  # what takes longest first
     store.refuse_other_code(turns, refresh=True)
     store.run(turns, show=True)

@@ -38,7 +38,7 @@ def rows_of(text):
         paths = [path.strip() for path in paths.split(",")]
         check(name and all(path and path[0] != "-" for path in paths), f"{part!r} is not NAME=CHECKPOINT,CHECKPOINT")
         check(name not in rows, f"{name!r} is named twice; give all its seeds in one list")
-        check(len({Path(path).resolve() for path in paths}) == len(paths), f"{part!r} names a checkpoint twice: that is one seed")
+        check(len({Path(path).resolve() for path in paths}) == len(paths), f"{part!r} names a checkpoint twice: one seed")
         rows[name] = paths
     check(rows, "no runs; write NAME=CHECKPOINT,CHECKPOINT; NAME=CHECKPOINT")
     return rows
@@ -52,7 +52,8 @@ def entry(name, results, first):
     base = [fmean(values) for values in zip(*(r["values"] for r in first))]
     paired = standard_error([a - b for a, b in zip(means, base)])
     seeds = [standard_error([next(iter(r["scores"].values()))[0] for r in rows]) for rows in (results, first)]
-    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means), difference=fmean(means) - fmean(base),
+    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means),
+                difference=fmean(means) - fmean(base),
                 difference_error=math.hypot(paired, *(s for s in seeds if not math.isnan(s))), n_seeds=len(results),
                 seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results),
                 checkpoints=[r["checkpoint"] for r in results], training_seeds=[r["training_seed"] for r in results],

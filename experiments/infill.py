@@ -44,7 +44,7 @@ def fill(writer, batch, first, last, seed, index):
 
 
 def answer(same, writer, examples, config):
-    """Return what eval.answer() does, of filled gaps; say in `same` which are the gold ones, 0 or 100. No canvas, no score."""
+    """Return what eval.answer() does, of filled gaps; append 100 to `same` for a gold one, else 0."""
     tokenizer, predictions = writer.tokenizer, []
     facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
     for i, example in enumerate(examples):

@@ -109,12 +109,26 @@ def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):
               lab.tune("translate", 0, size="1x8x2"), lab.tune("translate", 0, lab.adapt(ar, 0, 0.5))]
     assert len({stage.key for stage in stages}) == len(stages)
     assert lab.pretrain("train_ar.py", 0, size="1x8x2").key == ar.key and stages[-1].lineage[0] == ar
+    assert lab.tune("translate", 0, ar, process="uniform", shift="false") == stages[3], "a default, named, is no other run"
     before = stages[3].key
     path = lab.folder / "translate/train.jsonl"
     path.write_text(path.read_text(encoding="utf-8").replace("the", "a"), encoding="utf-8")
     cells.content.cache_clear()
     assert stages[3].key != before and ar.key == lab.pretrain("train_ar.py", 0, size="1x8x2").key, "of its own data alone"
     assert stages[2].work / ar.work == pytest.approx(1 / lab.equal_flops("1x8x2"))
+
+
+def test_a_folder_with_a_name_holds_the_run_that_was_asked_for_last(tiny, monkeypatch, tmp_path):
+    calls, lab = calls_of(monkeypatch), tables.Lab(TINY, tmp_path / "r")
+    lab.prepare()
+    first, second = (lab.pretrain("train_ar.py", seed, size="1x8x2") for seed in (0, 1))
+    store = cells.Store(tmp_path / "r", {first.key: "ar", second.key: "ar"})
+    store.stages.mkdir()
+    for stage, trained in ((first, 1), (first, 1), (second, 2), (first, 3)):
+        store.train(stage)
+        assert len(calls) == trained and store.done(stage)
+        assert cells.read_checkpoint(tmp_path / "r/stages/ar/ckpt.pt")["config"]["seed"] == stage.flag("seed")
+    assert not store.done(second)
 
 
 def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
@@ -421,7 +435,8 @@ def test_the_demo_runs_and_says_what_was_seen(tmp_path, monkeypatch, capsys):
     demo.main(["--size=1x16x2", "--n_pairs=20", "--pretrain_steps=10", "--finetune_steps=8", "--n_examples=4", "--task=plan",
                f"--out_dir={out}"])
     shown = capsys.readouterr().out
-    for part in ("$ python train_ar.py", "AR2Diff_0", "AR2Diff_2 ", "One denoising", "o Diffusion, no text", "From 20 pairs", "seconds in all"):
+    for part in ("$ python train_ar.py", "AR2Diff_0", "AR2Diff_2 ", "One denoising", "o Diffusion, no text", "From 20 pairs",
+                 "seconds in all"):
         assert part in shown, part
     facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
     assert list(facts["rows"]) == ["Diffusion, no text", "Diffusion, text", "AR2Diff_0", "AR2Diff_2", "AR"]
