@@ -96,7 +96,7 @@ def main(argv=None):
         print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
         print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:
-        figure3.make(folder, lab.size, config.draw, config.refresh)
+        figure3.make(folder, lab, config.draw, config.refresh)
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plans}
 
 

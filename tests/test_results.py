@@ -277,9 +277,9 @@ def refuse():
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
     assert common.apart(str.upper, "a") == "A"
-    for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
-                                    (leave, (3,), "ended without a word")):
-        with pytest.raises(UserError, match=message):
+    for function, args, kind, message in ((refuse, (), UserError, "^one line$"), (int, ("x",), ValueError, "invalid literal"),
+                                          (leave, (3,), UserError, "ended without a word")):
+        with pytest.raises(kind, match=message):
             common.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --data=nowhere: no data folder 'nowhere'"):
         cells.call("train_ar.py", "--data=nowhere")
@@ -392,34 +392,37 @@ def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
 
 # ---- figure 3 ----
 
-MEASURED = {"decoding": [
-    {"what": what, "dtype": "float32", "compiled": False, "batch": 1, "length": n, "seconds": n / 100, "memory": 5e6}
-    for n in (16, 32) for what in ("AR", "AR, no cache") if (what, n) != ("AR, no cache", 32)]}
-
-
 def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatch, capsys):
-    measured = []
+    measured, drawn = [], []
 
-    def main(words):
-        measured.append(words)
-        Path(words[-1].removeprefix("--out=")).write_text(json.dumps(MEASURED), encoding="utf-8")
-    monkeypatch.setattr(bench, "main", main)
-    drawn = []
+    def bench_decoding(config, device):
+        measured.append((config.input_len, int(config.lengths)))
+        for what in ("AR", "AR, no cache") if len(measured) < 3 else ("AR",):
+            yield dict(what=what, seconds=measured[-1][1] / 100, memory=5e6)
+    monkeypatch.setattr(bench, "bench_decoding", bench_decoding)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(path))
+    monkeypatch.setattr(figure3, "LENGTHS", (16, 32))
+    lab = tables.Lab(tables.SCALES["cpu"]._replace(sizes=("1x8x2",)), tmp_path)
     for draw in (False, False, True):
-        figure3.make(tmp_path, "1x8x2", draw)
-    assert len(measured) == 1 and len(drawn) == 3 and drawn[0] == tmp_path / "figure3.png"
-    assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines()[2:] == [
-        "| AR | 0.160 (5) | 0.320 (5) |", "| AR, no cache | 0.160 (5) |  |"]
+        figure3.make(tmp_path, lab, draw)
+    assert measured == [(128, 16), (128, 32), (20, 20), (80, 8), (24, 32), (28, 6)], "lengths, then the canvases of tasks"
+    assert len(drawn) == 3 and drawn[0] == tmp_path / "figure3.png"
+    assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines() == [
+        "| seconds (MB) | 16 | 32 | translate | qa | code | plan |", "|---|---|---|---|---|---|---|",
+        "| AR | 0.160 (5) | 0.320 (5) | 0.200 (5) | 0.080 (5) | 0.320 (5) | 0.060 (5) |",
+        "| AR, no cache | 0.160 (5) | 0.320 (5) |  |  |  |  |"]
 
 
-@pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"decoding": [{"what": "AR"}]}', '{"decoding": []}'])
+@pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"ways": [1]}', '{"ways": {"AR": {"16": 2}}}',
+                                  '{"ways": {"AR": {"16": []}}}'])
 def test_figure3_refuses_what_is_no_such_measurement(text, tmp_path):
-    (tmp_path / "x.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="is not what experiments/bench.py|holds no decoding"):
-        figure3.read(tmp_path / "x.json")
-    with pytest.raises(UserError, match="cannot read"):
-        figure3.read(tmp_path / "y.json")
+    lab = tables.Lab(tables.SCALES["cpu"], tmp_path)
+    with pytest.raises(UserError, match="cannot read .*figure3.json; --what=figure3 without --draw makes it"):
+        figure3.make(tmp_path, lab, draw=True)
+    (tmp_path / "figure3.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="figure3.json is damaged"):
+        figure3.make(tmp_path, lab, draw=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["figure3.json"]
 
 
 def test_the_scripts_end_with_code_2_and_one_line(capsys, monkeypatch, tmp_path):
