@@ -1,7 +1,7 @@
 """AR -> diffusion: keep every weight of an autoregressive model, change what it is fed and what it may see.
 
     python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
-    python ar2diff.py gpt2 out/gpt2_ar2diff0
+    python ar2diff.py smollm2 out/smollm2_ar2diff0
 
 Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. Of what is
 computed only the process changes: targets are fed noised instead of shifted, and see both sides; so do inputs, of each other,
@@ -60,7 +60,7 @@ def causal_logits(checkpoint):
 
 @dataclass
 class Config:
-    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or GPT-2's weights (gpt2, or a folder)
+    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or a published model: smollm2, gpt2, a folder, a .gguf file
     target: str  # the diffusion checkpoint to write
     process: str = "uniform"  # uniform (the paper), absorbing or gaussian
     inputs_attention: str = "bidirectional"  # causal, bidirectional or full

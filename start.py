@@ -14,6 +14,7 @@ from engine.checkpoint import describe, read_checkpoint
 from engine.cli import UserError, check, one_of
 from model import ARCHITECTURES, INPUTS_ATTENTION, Transformer
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.published import start_of
 
 # Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
 SIZES = {
@@ -29,9 +30,9 @@ SIZES = {
 class LoopConfig:
     data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
     out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
-    init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
+    init_from: str | None = None  # start from: .pt file, out_dir, smollm2, gpt2, a published folder or .gguf; optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
-    tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
+    tokenizer: str | None = None  # bpe, bytes, gpt2, smollm2, a file or folder; default: the checkpoint's, the data's, or bpe
     input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
     target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
     objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: init_from's, else prefix or causal
@@ -110,7 +111,7 @@ def origin_of(config):
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
     origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
     then, now = origin["config"], find_folder(config.data)
-    before = find_folder(then["data"]) if then["data"] else None  # GPT-2 was trained elsewhere
+    before = find_folder(then["data"]) if then["data"] else None  # published models were trained elsewhere
     if now and before and now.samefile(before) and read_meta(now)[1]["kind"] == "text":
         config.input_len = then["input_len"] if config.input_len is None else config.input_len
         config.target_len = then["target_len"] if config.target_len is None else config.target_len
@@ -139,10 +140,10 @@ def architecture_of(config, origin):
 
 
 def new_ar(config, tokenizer, origin):
-    """Return the AR process that fits the model: an encoder's inputs see both ways; GPT-2 starts from EOS, not MASK."""
-    is_gpt2 = origin is not None and origin["shape"].get("flavour") == "gpt2"
+    """Return the AR process that fits the model: an encoder's inputs see both ways; models from outside start as they did."""
+    start = start_of(tokenizer) if origin and "flavour" in origin["shape"] else tokenizer.mask
     inputs_attention = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
-    return Autoregressive(tokenizer.eos if is_gpt2 else tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+    return Autoregressive(start, tokenizer.eos, tokenizer.pad, inputs_attention)
 
 
 # Options of one process, with the range of each that is a number.
