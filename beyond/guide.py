@@ -1,4 +1,4 @@
-"""Help from AR while AR weights become a diffusion model: three options of training that end with it, all off by default.
+"""Help while AR weights become a diffusion model: four options of training that end with it, all off by default.
 
     python train_diff.py --data=text --init_from=out/ar --teacher=out/ar --ar_weight=0.5 --steps=200 --out_dir=out/guided
 
@@ -6,8 +6,9 @@ A teacher's predictions. The paper trains on the gold text alone and names disti
 An AR model does not see the right context that diffusion has, so what it predicts is biased, and its weight falls to 0 in the
 course of the run. The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776), at a constant weight: a pass of AR more, 5/3
 of the arithmetic of a uniform step where inputs and targets are equally long. Annealing (DiffuLLaMA, arXiv 2410.17891): in the
-first steps a target sees from none to all of the targets to its right. The training loss in the log has all of that in it;
-validation is the loss of the process.
+first steps a target sees from none to all of the targets to its right. Several noised canvases behind each encoded input: where
+inputs are long, three more cost less than the first. The training loss in the log has all of that in it; validation is the
+loss of the process.
 """
 import math
 from dataclasses import dataclass, replace
@@ -26,6 +27,20 @@ class GuideConfig:
     teacher_weight: float | None = None  # share of those targets at first, falling to 0 at the end; default 0.5 with a teacher
     ar_weight: float = 0.0  # weight of the AR loss of the model that is trained, beside its diffusion loss
     anneal_steps: int = 0  # first steps in which the targets' right context is revealed little by little
+    n_draws: int = 1  # noised canvases of each target, behind one encoding of its input
+
+
+class Draws:
+    """A model whose contexts serve n canvases each."""
+
+    def __init__(self, model, n):
+        self.model, self.n = model, n
+
+    def encode(self, *inputs):
+        return self.model.encode(*inputs).repeat(self.n)
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
 
 
 @dataclass
@@ -44,13 +59,15 @@ class Guide:
 
     def loss(self, model, batch, rng, token_loss):
         """Return the Losses of the process on softened targets, plus what the other weights ask for."""
-        process, anneal_steps, of_soft = self.process, self.config.anneal_steps, token_loss
+        process, anneal_steps, n_draws, of_soft = self.process, self.config.anneal_steps, self.config.n_draws, token_loss
         if self.step < anneal_steps:
             process = replace(process, targets_attention=batch.targets.size(1) * self.step // anneal_steps)
         if self.teacher is not None:
-            soft = self.soften(batch)
+            soft = self.soften(batch).repeat_interleave(n_draws, dim=0)
             of_soft = lambda logits, x0: soft_cross_entropy(logits, soft)
-        losses, weight = process.loss(model, batch, rng, of_soft), self.config.ar_weight
+        many = batch._replace(targets=batch.targets.repeat_interleave(n_draws, dim=0))
+        losses = process.loss(Draws(model, n_draws), many, rng.split(n_draws) if n_draws > 1 else rng, of_soft)
+        weight = self.config.ar_weight
         if not weight:
             return losses
         return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, rng, token_loss).total)
@@ -75,12 +92,13 @@ def new_guide(config, process, ar, tokenizer, canvas):
     """Return a Guide, or None where the flags ask for nothing; canvas: (input_len, target_len). Raises UserError."""
     check(0 <= config.ar_weight < math.inf, f"--ar_weight={config.ar_weight} must be 0 or more, and finite")
     check(config.anneal_steps >= 0, f"--anneal_steps={config.anneal_steps} must not be negative")
+    check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
     check(not config.anneal_steps or process.inputs_attention != "full", "--anneal_steps does not go with --inputs_attention="
           "full: the inputs would show the targets what is still hidden")
     check(config.teacher or not config.teacher_weight,
           "--teacher_weight needs an AR model to learn from: --teacher=AR_CHECKPOINT")
     if config.teacher is None:
-        asked = config.ar_weight or config.anneal_steps
+        asked = config.ar_weight or config.anneal_steps or config.n_draws > 1
         return Guide(process, ar, None, None, config, tokenizer.mask) if asked else None
     config.teacher_weight = 0.5 if config.teacher_weight is None else config.teacher_weight  # as the checkpoint records it
     check(0 < config.teacher_weight <= 1, f"--teacher_weight={config.teacher_weight} must be above 0 and at most 1")

@@ -55,7 +55,12 @@ class Stage(NamedTuple):
 
     @property
     def size(self):
-        return self.origin.size if self.origin else self.flag("size")
+        return self.origin.size if self.origin else self.flag("size", "30x576x9")  # SmolLM2-135M
+
+    @property
+    def vocab_size(self):
+        """Of the tokenizer, about: the default's, or SmolLM2's."""
+        return self.origin.vocab_size if self.origin else 49_280 if self.flag("tokenizer", self.flag("init_from")) else 4096
 
     @property
     def architecture(self):
@@ -65,9 +70,9 @@ class Stage(NamedTuple):
     def work(self):
         """FLOPs of this stage, without those of its origin."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
-        passes = (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
+        passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
         step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes,
-                                   architecture=self.architecture)
+                                   self.vocab_size, self.architecture)
         return step * self.flag("batch_size") * self.flag("steps")
 
     @property
@@ -93,7 +98,7 @@ class Cell(NamedTuple):
         """FLOPs of the evaluation."""
         flags = dict(self.flags)
         n_layer, width, _ = shape_of(self.stage.size)
-        shape = dict(n_layer=n_layer, width=width, vocab_size=4096, architecture=self.stage.architecture)
+        shape = dict(n_layer=n_layer, width=width, vocab_size=self.stage.vocab_size, architecture=self.stage.architecture)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
         return flags["n_examples"] * rounds * flops(shape, self.stage.flag("target_len"))
 

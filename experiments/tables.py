@@ -4,15 +4,17 @@ The situation is the one that transfer learning is for: plenty of text, few step
 Python source, and unpaired sentences: inputs of some training examples and targets of others.
 """
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
+from data.tokenizer import load_tokenizer
 from engine.cli import UserError, check
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import training_step_flops, unpaired
+from experiments.common import training_step_flops, unpaired, write_fitting
 from start import shape_of
 
 
@@ -39,6 +41,7 @@ SCALES = {
                    {"wmt14": (0, 500_000), "squad": (0, 500_000), "mbpp": (0, 5_000)}, (512, 512), (1e-3, 1e-3, 1e-3), 32),
 }
 DEFAULTS = {"process": "uniform", "objective": "prefix", "architecture": "decoder-only", "shift": "false"}
+SHORT, SHORT_CANVAS = "squad_short", (80, 12)  # questions of SQuAD that fit, in SmolLM2's tokens
 PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
 
 
@@ -52,8 +55,9 @@ class Lab:
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
 
-    def prepare(self):
-        """Write the data that can be made here. Raises UserError for a folder that cannot."""
+    def prepare(self, names=()):
+        """Write the data that can be made here, for those tables. Raises UserError for a folder that cannot."""
+        check("real" not in names or find_folder("squad"), "no data/prepared/squad; python data/prepare.py squad makes it")
         for task, (n, _) in self.scale.tasks.items():
             check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
         try:
@@ -62,6 +66,8 @@ class Lab:
             raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
+            if "real" in names and not (self.folder / SHORT).exists():
+                write_fitting("squad", self.folder / SHORT, load_tokenizer("smollm2"), *SHORT_CANVAS)
 
     def write_data(self):
         for task, (n, _) in self.scale.tasks.items():
@@ -75,7 +81,7 @@ class Lab:
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
-        return str(self.folder / name if name == "text" or self.scale.tasks[name][0] else find_folder(name) or name)
+        return str(self.folder / name if name in ("text", SHORT) or self.scale.tasks[name][0] else find_folder(name) or name)
 
     def canvas(self, task):
         if self.scale.tasks[task][0]:
@@ -84,11 +90,12 @@ class Lab:
         return meta.get("input_len", 512), meta.get("target_len", 256)
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
-        flags = {name: value for name, value in flags.items() if DEFAULTS.get(name) != value}  # one run, one key
+        outside = "init_from" in flags  # its defaults are others
+        flags = {name: value for name, value in flags.items() if outside or DEFAULTS.get(name) != value}  # one run, one key
         often = {"batch_size": self.scale.batch, "input_len": canvas[0], "target_len": canvas[1], "lr": lr, "seed": seed,
                  "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1000,
                  "eval_sequences": 64, **flags}
-        if origin is None:
+        if origin is None and not outside:
             often["size"] = size or self.size
         return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
 
@@ -252,6 +259,25 @@ def bits(lab):
             yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
 
 
+TURNED = {  # row of `real` -> flags of its fine-tuning
+    "AR": {}, "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"},
+    "uniform": {"inputs_attention": "causal", "shift": "false"},
+    "uniform, shift": {"inputs_attention": "causal", "shift": "true"},
+    "absorbing": {"process": "absorbing", "inputs_attention": "causal", "shift": "false"},
+    "absorbing, shift": {"process": "absorbing", "inputs_attention": "causal", "shift": "true"}}
+
+
+def real(lab):
+    """SmolLM2-135M, turned by 60 steps of 8 on SQuAD's short questions, beside fresh weights of its size."""
+    for seed in lab.seeds():
+        for row, flags in TURNED.items():
+            tune = partial(lab.stage, "train_ar.py" if row == "AR" else "train_diff.py", SHORT, SHORT_CANVAS, 60, seed=seed,
+                           **flags, **({} if row == "AR" else {"n_draws": 4}))
+            yield lab.cell(row, SHORT, tune(lr=3e-4, init_from="smollm2"))
+            if row in ("AR", "uniform", "absorbing"):
+                yield lab.cell(f"{row}, from scratch", SHORT, tune(lr=1e-3, size="30x576x9", tokenizer="smollm2"))
+
+
 def decoders(lab):
     """Every decoder in few and many steps, one sample each, on the last of the tasks: code needs them most."""
     task = lab.tasks[-1]
@@ -269,5 +295,5 @@ TABLES = {  # the row that others are compared with
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
-    "decoders": (decoders, "uniform, resample"),
+    "decoders": (decoders, "uniform, resample"), "real": (real, "uniform"),
 }
