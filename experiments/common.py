@@ -31,8 +31,9 @@ def write_fitting(name, out, tokenizer, input_len, target_len):
         for split in SPLITS:
             examples = read_jsonl(folder / f"{split}.jsonl")
             n_inputs, n_targets = (map(len, tokenizer.encode_batch([e[key] for e in examples])) for key in ("input", "target"))
-            rows = [json.dumps(e) for e, i, t in zip(examples, n_inputs, n_targets) if i <= input_len and t < target_len]
-            (draft / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+            rows = [json.dumps(e) + "\n" for e, i, t in zip(examples, n_inputs, n_targets) if i <= input_len and t < target_len]
+            if rows:  # of SQuAD's validation articles none is so short
+                (draft / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
         meta |= {"name": out.name, "input_len": input_len, "target_len": target_len}
         (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 

@@ -273,9 +273,10 @@ def real(lab):
         for row, flags in TURNED.items():
             tune = partial(lab.stage, "train_ar.py" if row == "AR" else "train_diff.py", SHORT, SHORT_CANVAS, 60, seed=seed,
                            **flags, **({} if row == "AR" else {"n_draws": 4}))
-            yield lab.cell(row, SHORT, tune(lr=3e-4, init_from="smollm2"))
+            more = {} if row == "AR" else {"n_samples": 4}
+            yield lab.cell(row, SHORT, tune(lr=3e-4, init_from="smollm2"), **more)
             if row in ("AR", "uniform", "absorbing"):
-                yield lab.cell(f"{row}, from scratch", SHORT, tune(lr=1e-3, size="30x576x9", tokenizer="smollm2"))
+                yield lab.cell(f"{row}, from scratch", SHORT, tune(lr=1e-3, size="30x576x9", tokenizer="smollm2"), **more)
 
 
 def decoders(lab):
