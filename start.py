@@ -213,7 +213,7 @@ def open_out_dir(config, process, origin):
         raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
     if not config.resume:
         return out_dir
-    check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
+    check(origin.get("optimizer"), f"{path} holds no optimizer state; start from it with --init_from={path} instead")
     name = origin["process"]["name"]
     check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
     now, then = asdict(config), origin["config"]

@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows: one process at a time, and what is killed must be gone
     fcntl = None
 
-from engine.checkpoint import commit, read_checkpoint
+from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check, write_new
 from engine.devices import n_cores, pick_device
 from experiments.common import apart, flops, training_step_flops
@@ -210,6 +210,7 @@ class Store:
             if step < stage.flag("steps"):
                 call(*self.command(stage), *["--resume"] * (step > 0))
             (folder / "best.pt").unlink(missing_ok=True)
+            save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
             facts = dict(key=stage.key, code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
                          seconds=time.time() - start)
             write_new(folder / "done.json", json.dumps(facts), "out")
@@ -239,7 +240,8 @@ class Store:
         stages, open_cells = self.missing(cells)
         for folder in (self.cells, self.stages):
             folder.mkdir(parents=True, exist_ok=True)
-        free, needed = shutil.disk_usage(self.folder).free, sum(bytes_of(stage) for stage in stages)
+        sizes = [bytes_of(stage) for stage in stages]
+        free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
         seeds = [[cell for cell in open_cells if cell.seed == seed] for seed in dict.fromkeys(cell.seed for cell in open_cells)]
@@ -272,6 +274,6 @@ def call(script, *words):
 
 
 def bytes_of(stage):
-    """Return about how much room a run takes: two checkpoints of weights and two moments."""
+    """Return about how much room the weights of a run take; while it goes on, moments and best.pt take five times as much."""
     n_layer, width, _ = shape_of(stage.size)
-    return 2 * 3 * 4 * (12 * n_layer * width ** 2 + 4096 * width)
+    return 4 * (12 * n_layer * width ** 2 + stage.vocab_size * width)
