@@ -137,7 +137,7 @@ class TaskData:
         fits = [len(i) <= self.input_len and len(t) < self.target_len for i, t in pairs]  # one slot is for EOS
         n_dropped = len(pairs) - sum(fits)
         flags = f"--input_len={self.input_len} --target_len={self.target_len}"
-        check(any(fits), f"{file}: not one of {len(pairs)} examples fits {flags}")
+        check(any(fits) or split == "valid", f"{file}: not one of {len(pairs)} examples fits {flags}")  # valid: goes on without
         if n_dropped and too_long == "error":
             first = fits.index(False)
             raise UserError(

@@ -65,6 +65,10 @@ def picture(curves, path, xlabel="step", ylabel="", errors=None, **axes):
     for name, points in curves.items():
         axis.errorbar(*zip(*points), yerr=(errors or {}).get(name), label=name, marker="o", markersize=3, capsize=2)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
+    xs = sorted({x for points in curves.values() for x, _ in points})
+    if axes.get("xscale") == "log" and len(xs) < 10:  # its own ticks would be powers of ten
+        axis.set_xticks(xs, [f"{x:g}" for x in xs])
+        axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     try:

@@ -206,16 +206,19 @@ def curves(lab):
 
 def rates(lab):
     """Peak learning rates of fine-tuning and of stage 2, a third and three times those of the other tables."""
-    task, (_, stage2, tuning) = lab.tasks[0], lab.scale.lrs
+    first, last, (_, stage2, tuning) = lab.tasks[0], lab.tasks[-1], lab.scale.lrs
     for seed in lab.seeds():
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
-        for factor in (1 / 3, 1, 3):
+        for task, factor in ((first, 1 / 3), (first, 1), (first, 3), (last, 1), (last, 3)):
             lr = float(f"{factor * tuning:.3g}")
-            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, lr=lr, size=lab.size), f"{task}, tuned at {lr:g}")
-            yield lab.cell("AR2Diff_0", task, lab.tune(task, seed, ar, lr=lr), f"{task}, tuned at {lr:g}")
+            column = f"{task}, tuned at {lr:g}"
+            yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py", lr=lr), column)
+            yield lab.cell("AR2Diff_0", task, lab.tune(task, seed, ar, lr=lr), column)
+            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, lr=lr, size=lab.size), column)
+        for factor in (1 / 3, 1, 3):
             lr = float(f"{factor * stage2:.3g}")
-            adapted = lab.tune(task, seed, lab.adapt(ar, seed, 0.1, lr))
-            yield lab.cell("AR2Diff_10 %", task, adapted, f"{task}, stage 2 at {lr:g}")
+            adapted = lab.tune(first, seed, lab.adapt(ar, seed, 0.1, lr))
+            yield lab.cell("AR2Diff_10 %", first, adapted, f"{first}, stage 2 at {lr:g}")
 
 
 KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_attention": "causal"},

@@ -167,10 +167,12 @@ def test_too_long_drop_leaves_out_exactly_what_does_not_fit_and_says_so(tmp_path
         open_data(folder, BYTES, 10, 1, "drop")
 
 
-def test_validation_rows_are_the_file_in_its_order_without_what_is_too_long(tmp_path):
+def test_validation_rows_are_the_file_in_its_order_without_what_is_too_long(tmp_path, capsys):
     folder = write_task(tmp_path / "t", [("a", "b")], valid=[("one", "1"), ("much too long", "2"), ("two", "3")])
     data = open_data(folder, BYTES, 8, 4)
     assert data.n_valid() == 2 and words(data.valid_batch(range(2))) == ["one", "two"]
+    assert open_data(folder, BYTES, 2, 4).n_valid() == 0, "none fits: the run goes on without validation"
+    assert "left out 3 of 3 examples" in capsys.readouterr().out
     (folder / "valid.jsonl").unlink()
     assert open_data(folder, BYTES, 8, 4).n_valid() == 0
 
