@@ -2,15 +2,15 @@
 import json
 import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from data import synthetic
 from data.dataset import read_meta
 from data.folder import draft_of
 from data.tasks import SPLITS, read_jsonl
-from engine.cli import UserError
+from engine.cli import UserError, check
 
 
 def unpaired(task, n_pairs, folder, n=8000):
@@ -58,8 +58,26 @@ def apart(function, *args):
     """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
+    reader, writer = context.Pipe(duplex=False)
+    process = context.Process(target=tell, args=(writer, function, args))
+    process.start()
+    writer.close()
     try:
-        with ProcessPoolExecutor(1, context) as pool:
-            return pool.submit(function, *args).result()
-    except BrokenProcessPool as error:
-        raise UserError("a process ended without a word; was it killed, for want of memory?") from error
+        fault, value = reader.recv()
+    except EOFError:
+        fault = "a process ended without a word; was it killed, for want of memory?"
+    process.join()
+    check(not fault, fault)
+    return value
+
+
+def tell(writer, function, args):
+    """Send (fault, value): what a function returns, or why it does not."""
+    try:
+        told = None, function(*args)
+    except BaseException as error:  # whatever it was, it is told where it can be seen
+        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
+        if not isinstance(error, (UserError, KeyboardInterrupt)):
+            traceback.print_exc(file=sys.__stderr__)
+    with suppress(BrokenPipeError):  # nobody is there any more
+        writer.send(told)

@@ -15,7 +15,7 @@ INPUTS, LENGTHS = 128, (16, 32, 64, 128, 256)
 
 
 def measure(lab):
-    """Return {way of decoding: {column: [seconds per example, MB]}}; columns are target lengths behind INPUTS, and tasks."""
+    """Return facts and "ways": {way of decoding: {column: [seconds per example, MB]}}, columns are target lengths and tasks."""
     device, ways = bench.checked(bench.Config(size=lab.size)), {}
     canvases = {str(T): (INPUTS, T) for T in LENGTHS} | {task: lab.canvas(task) for task in lab.scale.tasks}
     for column, (S, T) in canvases.items():

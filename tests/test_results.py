@@ -277,12 +277,39 @@ def refuse():
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
     assert common.apart(str.upper, "a") == "A"
-    for function, args, kind, message in ((refuse, (), UserError, "^one line$"), (int, ("x",), ValueError, "invalid literal"),
-                                          (leave, (3,), UserError, "ended without a word")):
-        with pytest.raises(kind, match=message):
+    for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
+                                    (leave, (3,), "ended without a word")):
+        with pytest.raises(UserError, match=message):
             common.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --data=nowhere: no data folder 'nowhere'"):
         cells.call("train_ar.py", "--data=nowhere")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
+def test_what_runs_in_a_process_of_its_own_ends_when_it_is_done_though_nobody_waits_any_more(tmp_path):
+    (tmp_path / "nap.py").write_text("import os, sys, time\nfrom pathlib import Path\ndef nap(path):\n"
+                                     "    Path(path).write_text(str(os.getpid()))\n    time.sleep(1)\n"
+                                     "    Path(path + '.done').touch()\n", encoding="utf-8")
+    code = "import sys, nap\nfrom experiments.common import apart\napart(nap.nap, sys.argv[1])"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pid")], stderr=subprocess.DEVNULL,
+                              env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])})
+
+    def wait_for(condition):
+        end = time.time() + 120
+        while not condition():
+            assert time.time() < end
+            time.sleep(0.05)
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    wait_for((tmp_path / "pid.done").exists)
+
+    def gone():
+        try:
+            os.kill(int((tmp_path / "pid").read_text()), 0)
+        except ProcessLookupError:
+            return True
+    wait_for(gone)
 
 
 # ---- compare.py ----
@@ -400,13 +427,13 @@ def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatc
         for what in ("AR", "AR, no cache") if len(measured) < 3 else ("AR",):
             yield dict(what=what, seconds=measured[-1][1] / 100, memory=5e6)
     monkeypatch.setattr(bench, "bench_decoding", bench_decoding)
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append(path))
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append((path, [*self.axes[0].get_xticks()])))
     monkeypatch.setattr(figure3, "LENGTHS", (16, 32))
     lab = tables.Lab(tables.SCALES["cpu"]._replace(sizes=("1x8x2",)), tmp_path)
     for draw in (False, False, True):
         figure3.make(tmp_path, lab, draw)
     assert measured == [(128, 16), (128, 32), (20, 20), (80, 8), (24, 32), (28, 6)], "lengths, then the canvases of tasks"
-    assert len(drawn) == 3 and drawn[0] == tmp_path / "figure3.png"
+    assert drawn == 3 * [(tmp_path / "figure3.png", [16, 32])], "ticks stand at the lengths"
     assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines() == [
         "| seconds (MB) | 16 | 32 | translate | qa | code | plan |", "|---|---|---|---|---|---|---|",
         "| AR | 0.160 (5) | 0.320 (5) | 0.200 (5) | 0.080 (5) | 0.320 (5) | 0.060 (5) |",
