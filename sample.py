@@ -4,7 +4,6 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python sample.py out/ar2diff_code --prompt="..." --draft="def f(data):\n    return data" --noise=0.3
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
-    python sample.py out/ar_code --task=code --out=data/prepared/code_by_ar          # then train_diff.py --data=code_by_ar
 
 \n in --infill and --draft is a line end.
 """
@@ -16,7 +15,6 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from beyond.decoders import DECODERS
-from beyond.distill import write_answers
 from beyond.infill import draft_canvas, infill
 from beyond.likelihood import bound_of
 from beyond.speculative import Speculative, new_speculative
@@ -37,11 +35,10 @@ class GenerateConfig:
     n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50
     decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
     # Options of one decoder; diffusion.py and beyond/decoders.py explain them
-    update_share: float | None = None  # partial: share of positions drawn anew each step; default 0.3
     unroll_share: float | None = None  # unrolled: share of positions predicted a second time; default 0.3
-    early_stop: bool | None = None  # partial, unrolled: end a sample that a step left as it was; default no
-    threshold: float | None = None  # threshold, blocks: probability from which a token is revealed; default 0.9
-    block_len: int | None = None  # blocks, confidence: finish blocks of so many positions from left to right; default 8, all
+    early_stop: bool | None = None  # unrolled: end a sample that a step left as it was; default no
+    threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
+    block_len: int | None = None  # confidence: finish blocks of so many positions from left to right; default: all at once
     remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
@@ -60,15 +57,12 @@ class Config(GenerateConfig):
     noise: float | None = None  # draft: noise level to begin at, the share of tokens destroyed; above 0, at most 1; default 0.3
     target_len: int | None = None  # tokens to write at most; default: as trained
     show_steps: bool = False  # print the draft after every step
-    task: str | None = None  # answer all training inputs of this task, and write a task whose training targets are the answers
-    out: str | None = None  # task: the new folder; validation and test examples stay the old ones
-    n_examples: int | None = None  # task: the first n training inputs only
 
 
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
-          "block_len": (0, math.inf), "update_share": (1e-9, 1), "threshold": (1e-9, 1), "unroll_share": (0, 1),
+          "block_len": (0, math.inf), "threshold": (1e-9, 1), "unroll_share": (0, 1),
           "remask": (0, 1)}
 
 
@@ -198,13 +192,6 @@ def read_prompt(config):
 @out_of_memory("--n_samples", "--target_len")
 def main(argv=None):
     config = parse(Config, argv)
-    one_text = [name for name in ("prompt", "infill", "draft", "noise", "target_len") if getattr(config, name) is not None]
-    check(config.task is None or not (one_text or config.show_steps), f"--task answers all inputs; it does not go with "
-                                                                      f"--{(one_text or ['show_steps'])[0]}")
-    check((config.task is None) == (config.out is None), "--task and --out go together")
-    check(config.task is not None or config.n_examples is None, "--n_examples goes with --task")
-    if config.task is not None:
-        return write_answers(config, load_writer(config.checkpoint, config))
     check(config.infill is None or config.draft is None, "--infill and --draft exclude each other")
     check(config.draft is not None or config.noise is None, "--noise goes with --draft")
     check(config.noise is None or 0 < config.noise <= 1, f"--noise={config.noise} must be above 0 and at most 1")

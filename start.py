@@ -196,7 +196,7 @@ def start_model(config, process, tokenizer, origin, device):
 
 
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
-# prolong a run, but also stretch the cosine (and a teacher's fading), so the learning rate rises again.
+# prolong a run, but also stretch the cosine, so the learning rate rises again.
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "dtype", "compile",
                   "micro_batch_size", "recompute", "fsdp"}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ar2diff import transfer
 from beyond.guide import GuideConfig, new_guide
 from engine.cli import parse, run
-from start import LoopConfig, ModelConfig, canvas, choose_process, choose_tokenizer, origin_of
+from start import LoopConfig, ModelConfig, choose_process, choose_tokenizer, origin_of
 from train_loop import train
 
 
@@ -34,7 +34,7 @@ def main(argv=None):
     origin = origin_of(config)
     tokenizer = choose_tokenizer(config, origin)
     process, ar = choose_process(config, tokenizer, origin)
-    guide = new_guide(config, process, ar, tokenizer, canvas(config))
+    guide = new_guide(config, process, ar)
     if origin and origin["process"]["name"] == "ar" and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{process.name} diffusion, attention of the targets turns from causal to bidirectional")

@@ -17,28 +17,6 @@ from diffusion import PROCESSES, begin, denoise, rank, start_from
 # ---- uniform ----
 
 @torch.no_grad()
-def partial(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, update_share=0.3, early_stop=False,
-            frozen=None, t_start=1.0):
-    """Draw a random share of the positions anew at every step, as SUNDAE does (arXiv 2112.06749).
-
-    It wants more steps than the paper's decoder: after 10 at a share of 0.3, 0.7^10 = 3 % of the positions still hold their
-    first noise. early_stop ends a sample that a step left as it was. update_share 1 is the paper's decoder.
-    """
-    context, rng, x0, kept = begin(process, model, batch, rng, n_samples, frozen)
-    drafts = [start_from(process, x0, kept, t_start, rng)]                             # each (B N, T)
-    for _ in range(n_steps):
-        xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
-        guess = rng.categorical(logits, temperature)
-        if update_share < 1:
-            guess = torch.where((rng.uniform(xt.size(1)) < update_share).to(xt.device), guess, xt)
-        drafts.append(torch.where(kept, xt, guess))
-        kept = kept | (early_stop & (drafts[-1] == xt).all(dim=1, keepdim=True))
-        if early_stop and kept.all():
-            break
-    yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)
-
-
-@torch.no_grad()
 def unrolled(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, unroll_share=0.3, early_stop=False,
              frozen=None, t_start=1.0):
     """Take the argmax; then, for the unroll_share of positions that were least certain, that of a second pass on it (SUNDAE).
@@ -87,29 +65,11 @@ def reverse(V, x0, xt, t, s, rng):
 # ---- absorbing; score: mean cross-entropy of the tokens that were revealed, each when it was ----
 
 @torch.no_grad()
-def blocks(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, block_len=8, frozen=None,
-           t_start=1.0):
-    """The default decoder in blocks of block_len positions, finished from left to right (LLaDA, arXiv 2502.09992)."""
-    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
-    block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
-    for i in range(n_steps):
-        masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
-        guess = rng.categorical(logits, temperature)
-        nats = cross_entropy(logits, guess)
-        current = block == torch.where(masked, block, x0.size(1)).amin(dim=1, keepdim=True)
-        most_certain = rank((nats.double() + 1e6 * block).masked_fill(~masked, torch.inf)) == 0
-        reveal = masked & ((current & ((-nats).exp() >= threshold)) | most_certain | (i + 1 == n_steps))
-        drafts.append(torch.where(reveal, guess, drafts[-1]))
-        score = torch.where(reveal, nats, score)
-        if not (drafts[-1] == process.mask).any():
-            break
-    yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)
-
-
-@torch.no_grad()
 def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None, t_start=1.0):
-    """Reveal the most certain tokens, equally many a step (LLaDA); block_len as in blocks(), 0 = all."""
+    """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992).
+
+    block_len: finish blocks of so many positions from left to right; 0 = all at once.
+    """
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
@@ -156,5 +116,5 @@ def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_
 # Process -> {name: decoder}, its default first.
 DECODERS = {name: {cls.decoder: cls.generate} for name, cls in PROCESSES.items()} | {
     Autoregressive.name: {"left to right": Autoregressive.generate}}
-DECODERS["uniform"] |= {"partial": partial, "unrolled": unrolled, "ancestral": ancestral}
-DECODERS["absorbing"] |= {"blocks": blocks, "confidence": confidence, "ancestral": unmask_at_random}
+DECODERS["uniform"] |= {"unrolled": unrolled, "ancestral": ancestral}
+DECODERS["absorbing"] |= {"confidence": confidence, "ancestral": unmask_at_random}

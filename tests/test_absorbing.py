@@ -187,15 +187,12 @@ def test_a_threshold_is_on_the_probability_of_the_token_that_was_drawn(temperatu
 
 
 @pytest.mark.parametrize("block_len", [1, 2, 4, 6, 9])
-@pytest.mark.parametrize("decoder, options", [("confidence", {}), ("blocks", {"threshold": 0.3}),
-                                              ("blocks", {"threshold": 1.0})])
-def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(decoder, options, block_len):
+def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(block_len):
     model, batch = tiny_model(), ragged_batch()
     frozen = torch.zeros(4, T, dtype=torch.bool)
     frozen[1, [1, 4]], frozen[2, :2] = True, True
-    options = dict(options, block_len=block_len, temperature=1.0, frozen=frozen)
     for n_steps in range(1, 2 * T + 1):
-        drafts = drafts_of(model, batch, decoder, n_steps=n_steps, **options)
+        drafts = drafts_of(model, batch, "confidence", n_steps=n_steps, block_len=block_len, temperature=1.0, frozen=frozen)
         for draft in drafts[:-1]:
             for row, fixed in zip(draft, frozen):
                 open_blocks = [i // block_len for i in range(T) if row[i] == MASK]
@@ -207,18 +204,10 @@ def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(dec
 def test_without_blocks_tokens_are_revealed_out_of_order_and_with_blocks_of_one_from_left_to_right():
     p = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]
     for block_len, order in ((0, [1, 5, 3, 2, 4, 0]), (3, [1, 2, 0, 5, 3, 4]), (1, [0, 1, 2, 3, 4, 5])):
-        for decoder, options in (("confidence", {}), ("blocks", {"threshold": 1.0})):
-            drafts = drafts_of(constant(certain(p)), ragged_batch(lengths=(4,)), decoder, n_steps=T, block_len=block_len,
-                               temperature=0.0, **options)
-            revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
-            assert [int(r[0].nonzero()) for r in revealed] == order
-
-
-@pytest.mark.parametrize("block_len", [0, T, T + 3])
-def test_blocks_as_long_as_the_text_are_the_default_decoder(block_len):
-    model, batch, options = tiny_model(), ragged_batch(), dict(n_steps=5, temperature=1.0, n_samples=3, threshold=0.3)
-    one_block = drafts_of(model, batch, "blocks", block_len=block_len, **options)
-    assert torch.equal(torch.stack(one_block), torch.stack(drafts_of(model, batch, **options))) and len(one_block) > 3
+        drafts = drafts_of(constant(certain(p)), ragged_batch(lengths=(4,)), "confidence", n_steps=T, block_len=block_len,
+                           temperature=0.0)
+        revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
+        assert [int(r[0].nonzero()) for r in revealed] == order
 
 
 def transitions(**options):
@@ -257,7 +246,6 @@ def test_decoding_ends_when_no_token_is_masked_but_goes_on_where_remasking_may_c
     x0 = torch.randint(9, (2, T), generator=torch.Generator().manual_seed(0))
     count = lambda *decoder, **options: len(drafts_of(oracle(x0), targets_only(x0), *decoder, n_steps=12, **options)) - 1
     assert count("confidence") == T < 12 and count("threshold") == 1  # no evaluation that could reveal nothing
-    assert count("blocks", block_len=2) == 3 and count("blocks", block_len=4) == 2
     assert count("ancestral", t_start=0.1) < 12 == count("ancestral", remask=0.5, t_start=0.1)
     nothing = torch.ones(2, T, dtype=torch.bool)
     assert count(frozen=nothing) == 1

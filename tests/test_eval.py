@@ -241,7 +241,7 @@ def test_several_greedy_programs_of_an_ar_model_are_refused_because_they_are_one
 def test_greedy_masked_diffusion_is_refused_where_it_would_write_one_program_five_times(train, task, tmp_path):
     run = train("diff", tmp_path / "run", f"--data={task}", "--process=absorbing", "--steps=1")
     five = ["--temperature=0", "--n_programs=5", "--k=5", f"--data={task}"]
-    for decoder in ("threshold", "confidence", "blocks"):
+    for decoder in ("threshold", "confidence"):
         with pytest.raises(UserError, match="5 greedy programs would all be the same"):
             score(run.folder, *five, f"--decoder={decoder}")
     assert score(run.folder, *five, "--decoder=ancestral")["n"] == 5, "it reveals at random"

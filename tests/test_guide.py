@@ -1,16 +1,15 @@
-"""What may be added when AR weights become a diffusion model: shift, annealing, a teacher, the AR loss."""
+"""What may be added when AR weights become a diffusion model: shift, annealing, the AR loss."""
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import diffusion
 from autoregressive import Autoregressive, cross_entropy
 from beyond.decoders import DECODERS
-from beyond.guide import Guide, GuideConfig, soft_cross_entropy
+from beyond.guide import Guide, GuideConfig
 from beyond.likelihood import bound_of
-from conftest import EOS, MASK, PAD, S, T, V, ragged_batch, tiny_model, train_noise, width_of
+from conftest import EOS, MASK, PAD, S, T, ragged_batch, tiny_model, train_noise, width_of
 from diffusion import Absorbing, Gaussian, Uniform
 from engine.cli import UserError
 from engine.noise import Noise
@@ -22,11 +21,8 @@ AR = Autoregressive(MASK, EOS, PAD)
 FEW = ["--steps=2", "--eval_sequences=4"]
 
 
-def guide(process, teacher=None, steps=10, **options):
-    """Return the Guide of a run of so many steps."""
-    config = GuideConfig(**options)
-    config.steps = steps
-    return Guide(process, AR, teacher, AR, config, MASK)
+def guide(process, **options):
+    return Guide(process, AR, GuideConfig(**options))
 
 
 # ---- shift ----
@@ -106,7 +102,7 @@ def test_a_number_as_attention_pattern_is_how_many_targets_to_the_right_are_seen
 @every_process
 def test_annealing_reveals_the_right_context_in_even_steps_and_in_training_alone(process, monkeypatch):
     model, batch, seen = tiny_model(vector_width=width_of(process)), ragged_batch(), []
-    guided, decode = guide(process, steps=1001, anneal_steps=3 * T), model.decode
+    guided, decode = guide(process, anneal_steps=3 * T), model.decode
     monkeypatch.setattr(model, "decode", lambda y, context, attention: seen.append(attention) or decode(y, context, attention))
     for step in (0, 1, 3, 4 * 3, 3 * T - 1, 3 * T, 1000):
         seen.clear()
@@ -119,32 +115,7 @@ def test_annealing_reveals_the_right_context_in_even_steps_and_in_training_alone
     assert set(seen) == {"bidirectional"} == {process.targets_attention}
 
 
-# ---- teacher and AR loss ----
-
-def test_soft_targets_are_the_mixture_of_gold_and_teacher_and_the_teacher_fades_in_a_line():
-    batch, teacher = ragged_batch(), tiny_model(seed=1)
-    logits = teacher.decode(AR.feed(batch.targets), teacher.encode(batch.inputs, batch.pad_mask, "causal"), "causal")
-    logits[..., MASK] = -torch.inf
-    for step, w in ((0, 0.8), (5, 0.4), (9, 0.08)):
-        soft = guide(PROCESSES[0], teacher, teacher_weight=0.8).at(step).soften(batch)
-        assert (soft - (w * logits.softmax(-1) + (1 - w) * F.one_hot(batch.targets, V))).abs().max() < 1e-6
-        assert not soft.requires_grad
-
-
-@every_process
-def test_the_loss_of_soft_targets_is_the_same_mixture_of_losses(process):
-    model, batch = tiny_model(vector_width=width_of(process)), ragged_batch()
-
-    def loss(soft=None):
-        nats = cross_entropy if soft is None else lambda logits, x0: soft_cross_entropy(logits, soft)
-        return process.loss(model, batch, train_noise(batch), nats).total
-    p = torch.rand(4, T, V, generator=torch.Generator().manual_seed(0))
-    p[..., MASK] = 0  # absorbing: of probability 0, so 0 * inf
-    p, gold = p / p.sum(-1, keepdim=True), F.one_hot(batch.targets, V).float()
-    assert abs(loss(gold) - loss()) < 1e-5
-    assert abs(loss(0.3 * p + 0.7 * gold) - (0.3 * loss(p) + 0.7 * loss())) < 1e-4
-    assert abs(loss(p) - loss()) > 0.05
-
+# ---- AR loss ----
 
 @every_process
 def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_loss(process):
@@ -160,7 +131,7 @@ def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_lo
 def test_every_help_trains_from_the_command_line_and_is_recorded(process, train, ar_run, tmp_path):
     flags = [f"--init_from={ar_run.folder}", f"--process={process.name}", *FEW]
     runs = {flag: train("diff", tmp_path / str(i), *flags, *flag.split()) for i, flag in enumerate(
-        ["", "--shift", "--anneal_steps=100", f"--teacher={ar_run.folder}", "--ar_weight=0.5"])}
+        ["", "--shift", "--anneal_steps=100", "--ar_weight=0.5"])}
     weights = [run.checkpoint()["model"]["embedding.weight"] for run in runs.values()]
     assert all(w.isfinite().all() for w in weights)
     assert all(not torch.equal(w, v) for i, w in enumerate(weights) for v in weights[:i]), "each has an effect of its own"
@@ -183,7 +154,7 @@ def test_a_run_tells_its_step_to_what_guides_it_also_when_it_is_resumed(train, t
 
 
 def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_compare(train, ar_run, tmp_path):
-    help = [f"--teacher={ar_run.folder}", "--teacher_weight=1", "--ar_weight=9", "--anneal_steps=100"]
+    help = ["--ar_weight=9", "--anneal_steps=100"]
     origin = [f"--init_from={ar_run.folder}", "--lr=1e-12", *FEW]
     logs = [train("diff", tmp_path / str(i), *origin, *flags).log() for i, flags in enumerate((help, []))]
     (train_helped, valid_helped), (train_alone, valid_alone) = [(log[0], log[-1]) for log in logs]
@@ -191,8 +162,6 @@ def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_c
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--teacher=nowhere"], "no checkpoint at nowhere"),
-    (["--teacher_weight=0.5"], "--teacher_weight needs an AR model to learn from: --teacher=AR_CHECKPOINT"),
     (["--ar_weight=-1"], "--ar_weight=-1.0 must be 0 or more, and finite"),
     (["--ar_weight=inf"], "--ar_weight=inf must be 0 or more, and finite"),
     (["--anneal_steps=-1"], "--anneal_steps=-1 must not be negative"),
@@ -202,14 +171,3 @@ def test_what_makes_no_sense_is_one_line_and_writes_nothing(train, tmp_path, fla
     with pytest.raises(UserError, match=message):
         train("diff", tmp_path / "x", *FEW, *flags)
     assert not (tmp_path / "x").exists()
-
-
-def test_a_teacher_of_another_kind_or_tokenizer_is_refused(train, ar_run, diff_run, tmp_path):
-    for weight in ("1.5", "0"):
-        with pytest.raises(UserError, match="must be above 0 and at most 1"):
-            train("diff", tmp_path / "x", f"--teacher={ar_run.folder}", f"--teacher_weight={weight}", *FEW)
-    with pytest.raises(UserError, match="is a 'uniform' checkpoint; only autoregressive ones can teach"):
-        train("diff", tmp_path / "x", f"--teacher={diff_run.folder}", *FEW)
-    other = train("ar", tmp_path / "bpe", "--tokenizer=bpe", *FEW)
-    with pytest.raises(UserError, match="was trained with the tokenizer 'bpe', this model uses 'bytes'"):
-        train("diff", tmp_path / "x", f"--teacher={other.folder}", *FEW)

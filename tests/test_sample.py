@@ -123,8 +123,7 @@ def test_flags_left_out_become_greedy_for_an_ar_model(ar_run, flags, expected):
 @pytest.mark.parametrize("flags, decoder, expected", [
     ([], "resample", {}),  # the paper's
     (["--temperature=0", "--n_samples=1", "--n_steps=3"], "resample", {"temperature": 0.0, "n_samples": 1, "n_steps": 3}),
-    (["--decoder=partial"], "partial", {"update_share": 0.3, "early_stop": False}),
-    (["--decoder=partial", "--early_stop", "--update_share=1"], "partial", {"early_stop": True, "update_share": 1.0}),
+    (["--decoder=unrolled"], "unrolled", {"early_stop": False, "unroll_share": 0.3}),
     (["--decoder=unrolled", "--early_stop"], "unrolled", {"early_stop": True, "unroll_share": 0.3}),
     (["--decoder=ancestral"], "ancestral", {})])
 def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, decoder, expected):
@@ -135,7 +134,8 @@ def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags,
 
 @pytest.mark.parametrize("flags, decoder, expected", [
     ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {"block_len": 0}),
-    (["--decoder=blocks", "--threshold=0.5"], "blocks", {"threshold": 0.5, "block_len": 8}),
+    (["--threshold=0.5"], "threshold", {"threshold": 0.5}),
+    (["--decoder=confidence", "--block_len=8"], "confidence", {"block_len": 8}),
     (["--decoder=ancestral", "--remask=1"], "ancestral", {"remask": 1.0})])
 def test_flags_left_out_become_those_of_the_decoder_for_masked_diffusion(flags, decoder, expected):
     config = sample.parse(sample.Config, ["x", *flags])
@@ -169,21 +169,19 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
     ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
     ("ar", ["--infill=a___"], "--infill needs a diffusion model"), ("ar", ["--draft=a"], "--draft needs a diffusion model"),
-    ("diff", ["--decoder=unroled"], "not one of resample, partial, unrolled, ancestral; did you mean 'unrolled'"),
-    ("diff", ["--decoder=confidence"], "not one of resample, partial, unrolled, ancestral"),
+    ("diff", ["--decoder=unroled"], "not one of resample, unrolled, ancestral; did you mean 'unrolled'"),
+    ("diff", ["--decoder=confidence"], "not one of resample, unrolled, ancestral"),
     ("ar", ["--decoder=ancestral"], "--decoder is not for ar models"),
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
     ("diff", ["--unroll_share=0.5"], "--unroll_share goes with --decoder=unrolled, not with resample"),
-    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=partial or unrolled, not with ances"),
-    ("diff", ["--early_stop"], "--early_stop goes with --decoder=partial or unrolled, not with resample"),
-    ("diff", ["--update_share=0.5"], "--update_share goes with --decoder=partial, not with resample"),
-    ("diff", ["--decoder=partial", "--update_share=0"], "--update_share=0.0 must be above 0 and at most 1"),
+    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=unrolled, not with ancestral"),
+    ("diff", ["--early_stop"], "--early_stop goes with --decoder=unrolled, not with resample"),
     ("diff", ["--decoder=unrolled", "--unroll_share=1.5"], "--unroll_share=1.5 must be at least 0 and at most 1"),
-    ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold or blocks, not"),
+    ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
     ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with threshold"),
-    ("absorbing", ["--block_len=4"], "--block_len goes with --decoder=blocks or confidence, not with threshold"),
-    ("absorbing", ["--decoder=blocks", "--block_len=-1"], "--block_len=-1 must be at least 0"),
+    ("absorbing", ["--block_len=4"], "--block_len goes with --decoder=confidence, not with threshold"),
+    ("absorbing", ["--decoder=confidence", "--block_len=-1"], "--block_len=-1 must be at least 0"),
     ("gaussian", ["--decoder=ancestral"], "not one of euler")])
 def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
                                                                                flags, message):
