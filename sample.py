@@ -35,8 +35,6 @@ class GenerateConfig:
     n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50
     decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
     # Options of one decoder; diffusion.py and beyond/decoders.py explain them
-    unroll_share: float | None = None  # unrolled: share of positions predicted a second time; default 0.3
-    early_stop: bool | None = None  # unrolled: end a sample that a step left as it was; default no
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
     block_len: int | None = None  # confidence: finish blocks of so many positions from left to right; default: all at once
     remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
@@ -62,7 +60,7 @@ class Config(GenerateConfig):
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
-          "block_len": (0, math.inf), "threshold": (1e-9, 1), "unroll_share": (0, 1),
+          "block_len": (0, math.inf), "threshold": (1e-9, 1),
           "remask": (0, 1)}
 
 

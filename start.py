@@ -35,7 +35,7 @@ class LoopConfig:
     tokenizer: str | None = None  # bpe, bytes, gpt2, smollm2, a file or folder; default: the checkpoint's, the data's, or bpe
     input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
     target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
-    objective: str | None = None  # on text: prefix, random_prefix, span or causal; default: init_from's, else prefix or causal
+    objective: str | None = None  # on text: prefix, span or causal; default: init_from's, else prefix or causal
     too_long: str = "error"  # training examples that do not fit the canvas: error or drop
     steps: int = 1000  # optimizer steps
     batch_size: int = 64  # sequences per optimizer step, over all ranks

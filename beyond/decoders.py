@@ -1,13 +1,12 @@
 """Other ways to generate text with the processes of diffusion.py, each one function, found by name in DECODERS.
 
-    python sample.py out/ar2diff_code --decoder=unrolled --prompt="..."
+    python sample.py out/ar2diff_code --decoder=ancestral --prompt="..."
 
 A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
 then one for every evaluation of the network. Its keyword arguments are its options, with their defaults; n_steps, n_samples,
 temperature, frozen and t_start are every diffusion decoder's. To add one, write the function and give it an entry: sample.py,
 eval.py and the tests that hold for every decoder find it there. A new option also wants a flag in sample.py: GenerateConfig.
 """
-import math
 
 import torch
 
@@ -15,28 +14,6 @@ from autoregressive import Autoregressive, best_of, cross_entropy
 from diffusion import PROCESSES, begin, denoise, rank, start_from
 
 # ---- uniform ----
-
-@torch.no_grad()
-def unrolled(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, unroll_share=0.3, early_stop=False,
-             frozen=None, t_start=1.0):
-    """Take the argmax; then, for the unroll_share of positions that were least certain, that of a second pass on it (SUNDAE).
-
-    Two evaluations a step. temperature has no effect: nothing is drawn but the noise it starts from.
-    """
-    context, rng, x0, kept = begin(process, model, batch, rng, n_samples, frozen)
-    drafts, n_second = [start_from(process, x0, kept, t_start, rng)], math.ceil(unroll_share * x0.size(1))
-    for _ in range(n_steps):
-        xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
-        first = torch.where(kept, xt, logits.argmax(-1))
-        second = denoise(process, model, first, context).argmax(-1)
-        certainty = logits.float().log_softmax(-1).amax(-1).masked_fill(kept, torch.inf)
-        guess = torch.where(rank(certainty) < n_second, second, first)
-        drafts += [first, torch.where(kept, xt, guess)]
-        kept = kept | (early_stop & (drafts[-1] == xt).all(dim=1, keepdim=True))
-        if early_stop and kept.all():
-            break
-    yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)
-
 
 @torch.no_grad()
 def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
@@ -116,5 +93,5 @@ def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_
 # Process -> {name: decoder}, its default first.
 DECODERS = {name: {cls.decoder: cls.generate} for name, cls in PROCESSES.items()} | {
     Autoregressive.name: {"left to right": Autoregressive.generate}}
-DECODERS["uniform"] |= {"unrolled": unrolled, "ancestral": ancestral}
+DECODERS["uniform"] |= {"ancestral": ancestral}
 DECODERS["absorbing"] |= {"confidence": confidence, "ancestral": unmask_at_random}

@@ -2,7 +2,6 @@
 
     a row       Thank you for inviting me to your party last week
     prefix      Thank you for inviting me             ->  to your party last week      the border is a fixed column
-    random_prefix     . . . . you for inviting me     ->  to your party last week      k inputs, k uniform in 1 ... S
     span        Thank you <0> me to your party <1>    ->  <0> for inviting <1> last week EOS
     causal                                            ->  Thank you for inviting me to your party last week
 
@@ -32,13 +31,6 @@ def prefix(rows, rng, tokenizer, input_len, target_len):
     return rows[:, :input_len], None, rows[:, input_len:]
 
 
-def random_prefix(rows, rng, tokenizer, input_len, target_len):
-    """Keep the last k of the S tokens before the targets, k uniform in 1 ... S; PAD stands for those before them."""
-    k = 1 + rng.integers(input_len)                                                    # (B,)
-    pad_mask = torch.arange(input_len) < input_len - k[:, None]                          # (B, S)
-    return rows[:, :input_len].masked_fill(pad_mask, tokenizer.pad), pad_mask, rows[:, input_len:]
-
-
 def span(rows, rng, tokenizer, input_len, target_len):
     """Replace random spans by sentinels 0, 1, ...; the targets are each sentinel, the span it stands for, and EOS at the end.
 
@@ -60,7 +52,7 @@ def span(rows, rng, tokenizer, input_len, target_len):
     return inputs, None, F.pad(targets, (0, target_len - n_targets), value=tokenizer.pad)
 
 
-OBJECTIVES = {"prefix": prefix, "random_prefix": random_prefix, "span": span, "causal": prefix}
+OBJECTIVES = {"prefix": prefix, "span": span, "causal": prefix}
 
 
 # ---- what they need ----

@@ -26,8 +26,6 @@ PROCESS = Uniform(n_noise=11)
 ABSORBING, GAUSSIAN = Absorbing(MASK), Gaussian(vector_width=V)
 WAYS = {  # every way to generate: process, decoder, options
     "resample": (PROCESS, "resample", {}),
-    "unrolled": (PROCESS, "unrolled", {}),
-    "unrolled-early": (PROCESS, "unrolled", {"early_stop": True, "unroll_share": 1.0}),
     "ancestral": (PROCESS, "ancestral", {}),
     "threshold": (ABSORBING, "threshold", {}),
     "confidence": (ABSORBING, "confidence", {}),
@@ -306,77 +304,16 @@ def test_the_seed_and_the_index_of_a_row_choose_its_noise():
     assert not torch.equal(drafts_of(model, batch, temperature=1.0, seed=1)[-1], first)
     assert not torch.equal(drafts_of(model, batch, [4, 5, 6, 7], temperature=1.0)[-1], first)
 
-
-# ---- decoding: what the other decoders of Uniform and their options do ----
-
-@pytest.mark.parametrize("share, n", [(0.0, 0), (0.01, 1), (0.3, 2), (0.5, 3), (0.51, 4), (1.0, 6)])
-@pytest.mark.parametrize("frozen", [[], [4, 1]])  # the least certain of all, and another
-def test_unrolled_decoding_predicts_exactly_the_least_certain_share_again(share, n, frozen):
-    certainty = torch.tensor([[5.0, 2.0, 6.0, 3.0, 1.0, 4.0], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]])
-
-    def script(y):
-        first = len(model.fed) % 2 == 1
-        return F.one_hot(torch.full_like(y, 7 if first else 8), V) * (certainty if first else 7 - certainty)[..., None]
-
-    model, batch = Scripted(script), ragged_batch(lengths=(4, 2))
-    mask = torch.zeros(2, T, dtype=torch.bool)
-    mask[:, frozen] = True
-    drafts = drafts_of(model, batch, n_steps=2, n_samples=1, decoder="unrolled", unroll_share=share, frozen=mask)
-    assert len(drafts) == 1 + len(model.fed) == 1 + 4
-    for b in range(2):
-        free = [i for i in certainty[b].argsort().tolist() if i not in frozen]  # least certain first
-        first, second = batch.targets[b].clone(), batch.targets[b].clone()
-        first[free] = second[free] = 7
-        second[free[:n]] = 8
-        for step in (0, 2):
-            assert torch.equal(drafts[1 + step][b], first) and torch.equal(drafts[2 + step][b], second)
-    assert torch.equal(model.fed[1], drafts[1]), "the second pass reads the argmax of the first"
-    assert torch.equal(model.fed[2], drafts[2])
-
-
-def test_early_stop_ends_when_a_step_changes_nothing():
-    """Every token counts down to 0. Once there, one step more shows that nothing changes; no step is made after it."""
-    model, batch = Scripted(lambda y: 100.0 * F.one_hot((y - 1).clamp(min=0), V)), ragged_batch()
-    options = dict(decoder="unrolled", unroll_share=1.0, n_steps=50, n_samples=3)
-    drafts = drafts_of(model, batch, early_stop=True, **options)
-    n_steps = -(-int(model.fed[0].max()) // 2) + 1  # of two evaluations
-    assert len(drafts) == 1 + len(model.fed) == 1 + n_steps * 2 and not drafts[-1].any()
-    assert len(drafts_of(model, batch, early_stop=False, **options)) == 1 + 50 * 2
-
-
-@pytest.mark.parametrize("early_stop, moves", [(True, 2), (False, 8)])
-def test_a_sample_that_stopped_stays_while_others_go_on_as_if_it_were_alone(early_stop, moves):
-    """Row 0 is left alone at the second of five steps; row 1 moves at all five, twice as every step is two evaluations."""
-    def script(y):
-        move = torch.tensor([[len(model.fed) not in (3, 4)], [True]])[rows]
-        return 100.0 * F.one_hot((y + move) % 9, V)
-
-    batch, frozen = ragged_batch(lengths=(4, 2)), torch.tensor([[True] + [False] * 5] * 2)
-    for rows in ([0, 1], [0], [1]):
-        model = Scripted(script)
-        drafts = drafts_of(model, Batch(*(x[rows] for x in batch)), rows, decoder="unrolled", unroll_share=1.0, n_steps=5,
-                           n_samples=1, early_stop=early_stop, frozen=frozen[rows])
-        assert len(drafts) == 1 + 2 * (2 if early_stop and rows == [0] else 5)
-        for b, n in zip(rows, [moves, 10] if rows == [0, 1] else [moves] if rows == [0] else [10]):
-            free = model.fed[0][rows.index(b), 1:]
-            expected = free
-            for _ in range(n):
-                expected = (expected + 1) % 9
-            assert torch.equal(drafts[-1][rows.index(b), 1:], expected)
-
-
 # ---- decoding: every way there is ----
 
-@pytest.mark.parametrize("process, decoder, passes", [
-    (PROCESS, "resample", 1), (PROCESS, "unrolled", 2), (PROCESS, "ancestral", 1),
-    (GAUSSIAN, "euler", 1)])
-def test_where_nothing_ends_early_every_step_that_is_asked_for_is_made(process, decoder, passes):
+@pytest.mark.parametrize("process, decoder", [(PROCESS, "resample"), (PROCESS, "ancestral"), (GAUSSIAN, "euler")])
+def test_where_nothing_ends_early_every_step_that_is_asked_for_is_made(process, decoder):
     batch = six_rows()
     for frozen in (patterns(), torch.ones(6, T, dtype=torch.bool), None):
         for n_steps in (1, 2, 3, T, 2 * T):
             model = oracle(batch.targets)
             drafts = drafts_of(model, batch, process=process, decoder=decoder, n_steps=n_steps, frozen=frozen)
-            assert len(drafts) - 1 == len(model.fed) == passes * n_steps
+            assert len(drafts) - 1 == len(model.fed) == n_steps
 
 
 @pytest.mark.parametrize("t_start", [1.0, 0.6])
@@ -464,8 +401,6 @@ def test_the_kept_sample_has_the_lowest_score_and_it_is_that_of_the_documentatio
             score = torch.where((before == MASK) & (after != MASK), nats(logits, after), score)
         score = score.sum(1) / (~frozen).sum(1).repeat_interleave(n)
         score[n:2 * n] = seen["score"][n:2 * n]  # nothing to reveal in row 1, where all is frozen
-    elif decoder == "unrolled":
-        score = nats(given[-2], spy.fed[-2]).mean(1)
     else:
         score = nats(given[-1], spy.fed[-1]).mean(1)
     assert (seen["score"] - score)[score.isfinite()].abs().max() < 1e-5

@@ -111,13 +111,13 @@ def test_network_evaluations_are_the_steps_of_diffusion_and_the_tokens_of_ar(ar_
 def test_the_decoder_and_its_options_are_told_with_the_score(ar_run, diff_run, capsys):
     for run, flags, decoder, options in (
             (ar_run, [], "left to right", {"temperature": 0.0, "top_k": 0, "n_samples": 1}),
-            (diff_run, ["--decoder=unrolled", "--n_steps=2", "--unroll_share=0.5"], "unrolled",
-             {"n_steps": 2, "temperature": 0.2, "n_samples": 8, "unroll_share": 0.5, "early_stop": False})):
+            (diff_run, ["--decoder=ancestral", "--n_steps=4"], "ancestral",
+             {"n_steps": 4, "temperature": 0.2, "n_samples": 8})):
         result = score(run.folder, *flags)
         assert (result["decoder"], result["options"]) == (decoder, options)
         shown = ", ".join([decoder, *(f"{name} {value}" for name, value in result["options"].items())])
         assert f"({result['process']}; {shown}; seed 0)" in capsys.readouterr().out
-    assert result["evaluations"] == 4, "two a step"
+    assert result["evaluations"] == 4
 
 
 def test_two_evaluations_agree_and_another_seed_does_not(diff_run, tmp_path):

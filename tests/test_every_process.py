@@ -19,9 +19,8 @@ from engine.noise import Noise
 
 TEXTS = torch.tensor([[*range(n), *[EOS] * (n < T), *[PAD] * (T - n - 1)] for n in range(1, T + 1)])  # as AR writes them
 TOKENIZER = SimpleNamespace(n_noise=11, mask=MASK)  # the ids of conftest.py
-EVALUATIONS = {"unrolled": 2}  # of the network per step, where it is not one
 NOT_FLAGS = ("frozen", "t_start", "prefix")  # of a decoder, but what a text asks for
-VALUES = dict(early_stop=True, unroll_share=1.0, threshold=0.3, block_len=4, remask=1.0, top_k=3)
+VALUES = dict(threshold=0.3, block_len=4, remask=1.0, top_k=3)
 takes = lambda decoder: inspect.signature(decoder).parameters
 # (process, decoder, options): each decoder as it is, and with each of its options that changes what it does
 WAYS = [(name, decoder, options) for name, decoders in DECODERS.items() for decoder, function in decoders.items()
@@ -101,7 +100,7 @@ def test_an_oracle_is_followed_in_no_more_evaluations_than_promised(name, decode
     frozen, batch = patterns(), six_rows()
     for n_steps in range(1, 2 * T + 1):
         for mask in (frozen, torch.ones_like(frozen), None) if name in PROCESSES else (None,):
-            model, limit = Watched(Oracle(TEXTS)), EVALUATIONS.get(decoder, 1) * n_steps if name in PROCESSES else T
+            model, limit = Watched(Oracle(TEXTS)), n_steps if name in PROCESSES else T
             drafts = drafts_of(model, batch, name, decoder, n_steps=n_steps, n_samples=2, frozen=mask, **options)
             expected = TEXTS if mask is None else torch.where(mask, batch.targets, TEXTS)  # even where the oracle knows better
             assert torch.equal(drafts[-1], expected), (n_steps, mask)

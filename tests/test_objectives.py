@@ -15,7 +15,7 @@ from autoregressive import Autoregressive
 from beyond.likelihood import bits
 from conftest import FLAGS, SCRIPTS, Run, Scripted
 from data.dataset import Batch, open_data
-from data.objectives import OBJECTIVES, choose, random_prefix, row_length, segments, span, span_lengths
+from data.objectives import OBJECTIVES, choose, row_length, segments, span, span_lengths
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES, new_process
 from engine.checkpoint import save_checkpoint
@@ -179,18 +179,6 @@ def test_prefix_windows_are_those_of_the_first_version(tmp_path):
         assert same(batch, Batch(rows[:, :0], None, rows))
 
 
-def test_a_random_prefix_has_each_length_equally_often_and_its_targets_go_on_where_it_ends():
-    n, S, T = 6000, 20, 7
-    rows = torch.arange(n)[:, None] % 100 + torch.arange(S + T)
-    inputs, pad_mask, targets = random_prefix(rows, order_noise(n), BYTES, S, T)
-    lengths = (~pad_mask).sum(dim=1)
-    assert abs(chi_square(torch.bincount(lengths, minlength=S + 1)[1:], [n / S] * S)) < 4 and lengths.min() == 1
-    assert torch.equal(inputs == PAD, pad_mask) and torch.equal(pad_mask, pad_mask.sort(dim=1, descending=True).values)
-    assert targets.shape == (n, T)
-    for i, k, t in zip(inputs.tolist(), lengths.tolist(), targets.tolist()):
-        assert i[S - k:] + t == [*range(t[0] - k, t[0] + T)]  # consecutive: nothing is lost, nothing twice
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_row_of_any_objective_depends_on_seed_step_and_index_alone(text, objective):
     S, T = (0, 12) if objective == "causal" else (32, 12)
@@ -283,16 +271,13 @@ def test_an_ar_model_of_spans_becomes_a_diffusion_model_of_spans(train, text, tm
     assert math.isfinite(run.log()[-1]["loss"])
 
 
-def test_a_random_prefix_trains_and_a_checkpoint_from_before_objectives_is_scored_on_prefixes(train, text, tmp_path):
-    flags = ["--objective=random_prefix", "--input_len=8", "--target_len=6", "--steps=2"]
-    run = train("ar", tmp_path / "x", f"--data={text}", *flags)
+def test_a_checkpoint_from_before_objectives_is_scored_on_prefixes(train, text, tmp_path):
     score = lambda name: evaluation.main([str(tmp_path / name), "--metric=bits", "--n_examples=5"])[0]
-    assert math.isfinite(run.log()[-1]["loss"]) and score("x")["objective"] == "random_prefix"
-    c = run.checkpoint()
+    c = train("ar", tmp_path / "x", f"--data={text}", "--input_len=8", "--target_len=6", "--steps=2").checkpoint()
     for name, config in (("old", {k: v for k, v in c["config"].items() if k != "objective"}),
                          ("new", c["config"] | {"objective": "prefix"})):
         save_checkpoint(tmp_path / name / "ckpt.pt", c | {"config": config})
-    assert score("old")["per_token"] == score("new")["per_token"] != score("x")["per_token"]
+    assert score("old")["per_token"] == score("new")["per_token"]
     assert score("old")["objective"] == "prefix"
 
 
@@ -320,7 +305,7 @@ def test_the_default_is_prefix_or_causal_without_inputs():
     (["--objective=spam"], "objective='spam' is not one of prefix, .*did you mean 'span'"),
     (["--objective=causal"], "--objective=causal has no inputs: say --input_len=0"),
     (["--objective=prefix", "--input_len=0"], "--objective=prefix has inputs: set --input_len above 0"),
-    (["--objective=random_prefix", "--input_len=0"], "--objective=random_prefix has inputs: set --input_len above 0"),
+    (["--objective=prefix", "--input_len=0"], "--objective=prefix has inputs: set --input_len above 0"),
     (["--objective=span", "--input_len=0"], "--objective=span has inputs: set --input_len above 0"),
     (["--objective=span", "--input_len=128", "--target_len=28"],
      "--objective=span with --input_len=128 gives rows of 142 tokens and targets of 29: raise --target_len to 29"),

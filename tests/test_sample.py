@@ -123,8 +123,6 @@ def test_flags_left_out_become_greedy_for_an_ar_model(ar_run, flags, expected):
 @pytest.mark.parametrize("flags, decoder, expected", [
     ([], "resample", {}),  # the paper's
     (["--temperature=0", "--n_samples=1", "--n_steps=3"], "resample", {"temperature": 0.0, "n_samples": 1, "n_steps": 3}),
-    (["--decoder=unrolled"], "unrolled", {"early_stop": False, "unroll_share": 0.3}),
-    (["--decoder=unrolled", "--early_stop"], "unrolled", {"early_stop": True, "unroll_share": 0.3}),
     (["--decoder=ancestral"], "ancestral", {})])
 def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags, decoder, expected):
     papers = dict(temperature=0.2, n_samples=8, n_steps=10)
@@ -169,14 +167,11 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
     ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
     ("ar", ["--infill=a___"], "--infill needs a diffusion model"), ("ar", ["--draft=a"], "--draft needs a diffusion model"),
-    ("diff", ["--decoder=unroled"], "not one of resample, unrolled, ancestral; did you mean 'unrolled'"),
-    ("diff", ["--decoder=confidence"], "not one of resample, unrolled, ancestral"),
+    ("diff", ["--decoder=ancestrl"], "not one of resample, ancestral; did you mean 'ancestral'"),
+    ("diff", ["--decoder=confidence"], "not one of resample, ancestral"),
     ("ar", ["--decoder=ancestral"], "--decoder is not for ar models"),
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
-    ("diff", ["--unroll_share=0.5"], "--unroll_share goes with --decoder=unrolled, not with resample"),
-    ("diff", ["--decoder=ancestral", "--early_stop"], "--early_stop goes with --decoder=unrolled, not with ancestral"),
-    ("diff", ["--early_stop"], "--early_stop goes with --decoder=unrolled, not with resample"),
-    ("diff", ["--decoder=unrolled", "--unroll_share=1.5"], "--unroll_share=1.5 must be at least 0 and at most 1"),
+    ("diff", ["--remask=0.5"], "--remask is not for uniform models"),
     ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
     ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with threshold"),
