@@ -196,7 +196,7 @@ def curves(lab):
     for seed in lab.seeds():
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task in lab.tasks:
-            for factor in (0.5, 1) if is_code(task) else (0.5, 1, 2):
+            for factor in (1 / 6, 0.5, 1, 4 / 3) if is_code(task) else (0.5, 1, 2, 4):
                 steps = round(factor * lab.scale.tasks[task][1])
                 yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, steps=steps, size=lab.size), f"{task} {steps}")
                 for name, share in {"0": 0, "10 %": 0.1, "100 %": 1.0}.items() if factor == 1 else (("0", 0),):
