@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ar2diff import usual
 from autoregressive import Autoregressive
 from data.dataset import find_folder, read_meta
 from data.tokenizer import load_tokenizer
@@ -159,7 +160,7 @@ def choose_process(config, tokenizer, origin):
         value = given.get(option, low)
         check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     is_ar = origin is not None and origin["process"]["name"] == "ar"
-    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", "inputs_attention": "bidirectional"}
+    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", **usual(origin)}
     name = one_of("process", config.process or inherited["name"], PROCESSES)
     check(origin is None or is_ar or name == inherited["name"],
           f"{config.init_from or config.out_dir} is a checkpoint of the process {inherited['name']!r}, not {name!r}; "

@@ -1,5 +1,4 @@
 """What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
-import json
 import multiprocessing
 import sys
 import traceback
@@ -7,9 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from data import synthetic
-from data.dataset import read_meta
-from data.folder import draft_of
-from data.tasks import SPLITS, read_jsonl
 from engine.cli import UserError, check
 
 
@@ -22,20 +18,6 @@ def unpaired(task, n_pairs, folder, n=8000):
         lines = [synthetic.example(task, 0, "train", k)[part] for k in range(first, first + n)]
         paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     return paths
-
-
-def write_fitting(name, out, tokenizer, input_len, target_len):
-    """Write a task again, with those of its examples that fit a canvas."""
-    folder, meta = read_meta(name)
-    with draft_of(out, overwrite=False) as draft:
-        for split in SPLITS:
-            examples = read_jsonl(folder / f"{split}.jsonl")
-            n_inputs, n_targets = (map(len, tokenizer.encode_batch([e[key] for e in examples])) for key in ("input", "target"))
-            rows = [json.dumps(e) + "\n" for e, i, t in zip(examples, n_inputs, n_targets) if i <= input_len and t < target_len]
-            if rows:  # of SQuAD's validation articles none is so short
-                (draft / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
-        meta |= {"name": out.name, "input_len": input_len, "target_len": target_len}
-        (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 
 def flops(shape, n_tokens, logits=True):

@@ -4,17 +4,16 @@ The situation is the one that transfer learning is for: plenty of text, few step
 Python source, and unpaired sentences: inputs of some training examples and targets of others.
 """
 import sys
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from data.tokenizer import load_tokenizer
 from engine.cli import UserError, check
+from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import training_step_flops, unpaired, write_fitting
+from experiments.common import training_step_flops, unpaired
 from start import shape_of
 
 
@@ -41,7 +40,6 @@ SCALES = {
                    {"wmt14": (0, 500_000), "squad": (0, 500_000), "mbpp": (0, 5_000)}, (512, 512), (1e-3, 1e-3, 1e-3), 32),
 }
 DEFAULTS = {"process": "uniform", "objective": "prefix", "architecture": "decoder-only", "shift": "false"}
-SHORT, SHORT_CANVAS = "squad_short", (80, 12)  # questions of SQuAD that fit, in SmolLM2's tokens
 PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
 
 
@@ -66,8 +64,8 @@ class Lab:
             raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
-            if "real" in names and not (self.folder / SHORT).exists():
-                write_fitting("squad", self.folder / SHORT, load_tokenizer("smollm2"), *SHORT_CANVAS)
+            if "real" in names and not (self.folder / real.TASK).exists():
+                real.write_data(self.folder / real.TASK)
 
     def write_data(self):
         for task, (n, _) in self.scale.tasks.items():
@@ -81,7 +79,8 @@ class Lab:
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
-        return str(self.folder / name if name in ("text", SHORT) or self.scale.tasks[name][0] else find_folder(name) or name)
+        made = name in ("text", real.TASK) or self.scale.tasks[name][0]
+        return str(self.folder / name if made else find_folder(name) or name)
 
     def canvas(self, task):
         if self.scale.tasks[task][0]:
@@ -90,7 +89,7 @@ class Lab:
         return meta.get("input_len", 512), meta.get("target_len", 256)
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
-        outside = "init_from" in flags  # its defaults are others
+        outside = "init_from" in flags  # of a published model, whose defaults are others
         flags = {name: value for name, value in flags.items() if outside or DEFAULTS.get(name) != value}  # one run, one key
         often = {"batch_size": self.scale.batch, "input_len": canvas[0], "target_len": canvas[1], "lr": lr, "seed": seed,
                  "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1000,
@@ -262,26 +261,6 @@ def bits(lab):
             yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
 
 
-TURNED = {  # row of `real` -> flags of its fine-tuning
-    "AR": {}, "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"},
-    "uniform": {"inputs_attention": "causal", "shift": "false"},
-    "uniform, shift": {"inputs_attention": "causal", "shift": "true"},
-    "absorbing": {"process": "absorbing", "inputs_attention": "causal", "shift": "false"},
-    "absorbing, shift": {"process": "absorbing", "inputs_attention": "causal", "shift": "true"}}
-
-
-def real(lab):
-    """SmolLM2-135M, turned by 60 steps of 8 on SQuAD's short questions, beside fresh weights of its size."""
-    for seed in lab.seeds():
-        for row, flags in TURNED.items():
-            tune = partial(lab.stage, "train_ar.py" if row == "AR" else "train_diff.py", SHORT, SHORT_CANVAS, 60, seed=seed,
-                           **flags, **({} if row == "AR" else {"n_draws": 4}))
-            more = {} if row == "AR" else {"n_samples": 4}
-            yield lab.cell(row, SHORT, tune(lr=3e-4, init_from="smollm2"), **more)
-            if row in ("AR", "uniform", "absorbing"):
-                yield lab.cell(f"{row}, from scratch", SHORT, tune(lr=1e-3, size="30x576x9", tokenizer="smollm2"), **more)
-
-
 def decoders(lab):
     """Every decoder in few and many steps, one sample each, on the last of the tasks: code needs them most."""
     task = lab.tasks[-1]
@@ -299,5 +278,5 @@ TABLES = {  # the row that others are compared with
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
-    "decoders": (decoders, "uniform, resample"), "real": (real, "uniform"),
+    "decoders": (decoders, "uniform, resample"), "real": (real.cells, "uniform"),
 }

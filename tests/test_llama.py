@@ -149,14 +149,15 @@ def test_vectors_come_at_the_scale_of_token_rows(pair):
     assert F.cosine_similarity(vectors, z, dim=-1).min() > 0.999
 
 
-@pytest.mark.parametrize("kind, flags", [("ar", []), ("diff", []), ("diff", ["--process=absorbing", "--shift"]),
+@pytest.mark.parametrize("kind, flags", [("ar", []), ("diff", []), ("diff", ["--process=absorbing", "--shift=false"]),
                                          ("diff", ["--process=gaussian"]), ("diff", ["--inputs_attention=full"])])
 def test_training_starts_from_these_weights_and_the_loss_falls(train, pair, tmp_path, kind, flags):
     size = "--size=" + "x".join(str(pair[2]["shape"][key]) for key in ("n_layer", "width", "n_head"))
     run = train(kind, tmp_path / "x", f"--init_from={pair[1]}", size, "--steps=16", "--lr=3e-3", "--warmup=1", *flags)
     losses, now = [line["loss"] for line in run.log() if "lr" in line], run.checkpoint()
     assert sum(losses[-4:]) < sum(losses[:4]) and build_model(now).shape == now["shape"]
-    assert now["process"].get("shift") == (EOS if "--shift" in flags else None)
+    assert now["process"].get("shift") == (EOS if kind == "diff" and "--shift=false" not in flags else None)
+    assert kind == "ar" or now["process"]["inputs_attention"] == ("full" if "--inputs_attention=full" in flags else "causal")
     assert tokenizer_of(now).name == "bytes"
 
 

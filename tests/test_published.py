@@ -20,7 +20,6 @@ import ar2diff
 import sample
 import train_ar
 from ar2diff import transfer
-from beyond.guide import new_guide
 from conftest import FLAGS
 from data import originals
 from data.tokenizer import load_tokenizer
@@ -206,9 +205,6 @@ def test_a_diffusion_model_goes_out_comes_back_and_is_not_taken_for_ar(train, ta
     refused("train_ar.py continues autoregressive checkpoints only", train_ar.main,
             [f"--data={task}", *FLAGS, size, f"--init_from={folder}", f"--out_dir={tmp_path}/new"])
     refused(f"this is a '{process.name}' checkpoint; only autoregressive", ar2diff.main, [folder, str(tmp_path / "new")])
-    config = type("Config", (), dict(ar_weight=0, anneal_steps=0, teacher=folder, teacher_weight=None))
-    refused(f"is a '{process.name}' checkpoint; only autoregressive ones can teach", new_guide, config, process, None,
-            tokenizer_of(c), (8, 7))
     assert not (tmp_path / "new").exists()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     for wrong, message in (({"name": "flow"}, "'flow', which is not in"), ({"name": "uniform", "x": 1}, "with other options")):

@@ -13,7 +13,7 @@ FILES = sorted(path for folder in (ROOT, *(ROOT / wing for wing in WINGS)) for p
 CORE = ("model", "autoregressive", "diffusion", "ar2diff", "train_loop", "train_ar", "train_diff")
 # Who may import whom: a file imports from floors below its own, and within its wing.
 FLOORS = (("engine",), ("data", "scoring"), ("model",), ("autoregressive",), ("diffusion",), ("pretrained",), ("beyond",),
-          ("start", "ar2diff"), ("train_loop",), ("train_ar", "train_diff", "sample"), ("eval",), ("experiments",),
+          ("ar2diff",), ("start",), ("train_loop",), ("train_ar", "train_diff", "sample"), ("eval",), ("experiments",),
           ("demo", "reproduce"))
 
 
