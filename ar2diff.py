@@ -53,7 +53,7 @@ def new_vectors(shape, seed):
 def usual(checkpoint):
     """Return what diffusion from these AR weights is, unless flags say otherwise: as in the paper, but for published weights.
 
-    They lose less of what they know so: results/README.md, "A real model".
+    They lose less of what they know so: results/README.md, "A real model, turned".
     """
     published = checkpoint is not None and "flavour" in checkpoint["shape"]
     return {"inputs_attention": "causal", "shift": True} if published else {"inputs_attention": "bidirectional"}
