@@ -1,7 +1,7 @@
 """AR -> diffusion: keep every weight of an autoregressive model, change what it is fed and what it may see.
 
     python ar2diff.py out/ar/ckpt.pt out/ar2diff0/ckpt.pt
-    python ar2diff.py gpt2 out/gpt2_ar2diff0
+    python ar2diff.py smollm2 out/smollm2_ar2diff0
 
 Stage 2 of AR2Diff (arXiv 2401.17181, Figure 2) begins here: no tensor is added, removed, resized or reordered. Of what is
 computed only the process changes: targets are fed noised instead of shifted, and see both sides; so do inputs, of each other,
@@ -50,6 +50,15 @@ def new_vectors(shape, seed):
     return {f"noisy.{name}": x for name, x in model_of(shape).noisy.state_dict().items()} if shape["vector_width"] else {}
 
 
+def usual(checkpoint):
+    """Return what diffusion from these AR weights is, unless flags say otherwise: as in the paper, but for published weights.
+
+    They lose less of what they know so: results/README.md, "A real model, turned".
+    """
+    published = checkpoint is not None and "flavour" in checkpoint["shape"]
+    return {"inputs_attention": "causal", "shift": True} if published else {"inputs_attention": "bidirectional"}
+
+
 @torch.no_grad()
 def causal_logits(checkpoint):
     """Return the logits (2, 16, V) that a checkpoint's weights give fixed random tokens, inputs and targets causal."""
@@ -60,20 +69,26 @@ def causal_logits(checkpoint):
 
 @dataclass
 class Config:
-    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or GPT-2's weights (gpt2, or a folder)
+    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or a published model: smollm2, gpt2, a folder, a .gguf file
     target: str  # the diffusion checkpoint to write
     process: str = "uniform"  # uniform (the paper), absorbing or gaussian
-    inputs_attention: str = "bidirectional"  # causal, bidirectional or full
+    inputs_attention: str | None = None  # causal, bidirectional or full; default: bidirectional, published weights causal
+    shift: bool | None = None  # read position i from the slot before it, as AR did; default: published weights only
 
 
 def main(argv=None):
     config = parse(Config, argv)
-    one_of("inputs_attention", config.inputs_attention, INPUTS_ATTENTION)
+    one_of("inputs_attention", config.inputs_attention or "causal", INPUTS_ATTENTION)
     one_of("process", config.process, PROCESSES)
     target = Path(config.target) if config.target.endswith(".pt") else Path(config.target) / "ckpt.pt"
     check(not target.exists(), f"{target} exists; it is not overwritten")
     checkpoint = load_checkpoint(config.source)
-    process = new_process(config.process, tokenizer_of(checkpoint), inputs_attention=config.inputs_attention)
+    given = {key: value for key in ("inputs_attention", "shift") if (value := getattr(config, key)) is not None}
+    options = usual(checkpoint) | given
+    check(not options.get("shift") or checkpoint["shape"]["architecture"] == "decoder-only",
+          "--shift: the targets of an encoder-decoder do not follow its inputs")
+    options["shift"] = checkpoint["process"].get("start") if options.get("shift") else None
+    process = new_process(config.process, tokenizer_of(checkpoint), **options)
     converted, report = transfer(checkpoint, process)
     for name, shape, n, fate in report:
         print(f"  {fate:6s}  {name:34s} {str(shape):14s} {n:12,d}")

@@ -33,7 +33,7 @@ from scoring.sandbox import TIMEOUT, check_canaries
 
 @dataclass(kw_only=True)
 class Config(GenerateConfig):
-    checkpoint: str  # positional: a .pt file or the out_dir of a run; several with commas between them
+    checkpoint: str  # positional: a .pt file, the out_dir of a run or a published model; several with commas between them
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
     split: str = "test"  # train, valid or test
     n_examples: int | None = None  # score the first n only

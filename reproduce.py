@@ -22,7 +22,7 @@ from experiments.plot import picture
 @dataclass
 class Config:
     scale: str = "demo"  # demo (minutes), cpu (hours of two cores), gpu or paper
-    what: str = "table2"  # table1 to table3, figure3, bits, curves, decoders, infill, knobs, plan, rates or all
+    what: str = "table2"  # table1 to table3, figure3, bits, curves, decoders, infill, knobs, plan, rates or all; or real
     dry_run: bool = False  # print what would be run, with FLOPs and minutes, and stop
     refresh: bool = False  # measure again what another version of the code measured
     draw: bool = False  # write tables and pictures from what is known, and run nothing
@@ -33,8 +33,8 @@ class Config:
 def chosen(config):
     """Return the names of the tables. Raises UserError for one that is not there or cannot be run."""
     one_of("scale", config.scale, tables.SCALES)
-    everything = [*tables.TABLES, "figure3"]
-    names = [one_of("what", name, [*everything, "all"]) for name in config.what.split(",")]
+    everything = [*(name for name in tables.TABLES if name != "real"), "figure3"]  # real wants a download
+    names = [one_of("what", name, [*everything, "real", "all"]) for name in config.what.split(",")]
     names = everything if "all" in names else names
     if "plan" in names and "plan" not in tables.SCALES[config.scale].tasks:
         check("all" in config.what, f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
@@ -71,7 +71,7 @@ def main(argv=None):
     names, folder = chosen(config), Path(config.out, config.scale)
     store, lab = Store(folder), tables.Lab(tables.SCALES[config.scale], folder)
     if not (config.dry_run or config.draw):
-        lab.prepare()
+        lab.prepare(names)
     plans = {name: list(tables.TABLES[name][0](lab)) for name in names if name != "figure3"}
     cells = [cell for plan in plans.values() for cell in plan]
     if config.dry_run:

@@ -47,7 +47,7 @@ class GenerateConfig:
 
 @dataclass(kw_only=True)
 class Config(GenerateConfig):
-    checkpoint: str  # positional: a .pt file or the out_dir of a run
+    checkpoint: str  # positional: a .pt file, the out_dir of a run, or a published model (smollm2, a folder, a .gguf file)
     prompt: str | None = None  # the input text; default: standard input
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept

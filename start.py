@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ar2diff import usual
 from autoregressive import Autoregressive
 from data.dataset import find_folder, read_meta
 from data.tokenizer import load_tokenizer
@@ -14,6 +15,7 @@ from engine.checkpoint import describe, read_checkpoint
 from engine.cli import UserError, check, one_of
 from model import ARCHITECTURES, INPUTS_ATTENTION, Transformer
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.published import start_of
 
 # Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.
 SIZES = {
@@ -29,9 +31,9 @@ SIZES = {
 class LoopConfig:
     data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
     out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
-    init_from: str | None = None  # checkpoint (.pt, out_dir, gpt2 or a folder of such weights) to start from, optimizer fresh
+    init_from: str | None = None  # start from: .pt file, out_dir, smollm2, gpt2, a published folder or .gguf; optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
-    tokenizer: str | None = None  # bpe, bytes, gpt2 or a ranks file; default: the checkpoint's, else the data's, else bpe
+    tokenizer: str | None = None  # bpe, bytes, gpt2, smollm2, a file or folder; default: the checkpoint's, the data's, or bpe
     input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
     target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
     objective: str | None = None  # on text: prefix, span or causal; default: init_from's, else prefix or causal
@@ -110,7 +112,7 @@ def origin_of(config):
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
     origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
     then, now = origin["config"], find_folder(config.data)
-    before = find_folder(then["data"]) if then["data"] else None  # GPT-2 was trained elsewhere
+    before = find_folder(then["data"]) if then["data"] else None  # published models were trained elsewhere
     if now and before and now.samefile(before) and read_meta(now)[1]["kind"] == "text":
         config.input_len = then["input_len"] if config.input_len is None else config.input_len
         config.target_len = then["target_len"] if config.target_len is None else config.target_len
@@ -138,11 +140,20 @@ def architecture_of(config, origin):
     return architecture
 
 
-def new_ar(config, tokenizer, origin):
-    """Return the AR process that fits the model: an encoder's inputs see both ways; GPT-2 starts from EOS, not MASK."""
-    is_gpt2 = origin is not None and origin["shape"].get("flavour") == "gpt2"
-    inputs_attention = "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional"
-    return Autoregressive(tokenizer.eos if is_gpt2 else tokenizer.mask, tokenizer.eos, tokenizer.pad, inputs_attention)
+def ar_of(config, tokenizer, origin):
+    """Return the AR process of the weights: of fresh ones, or of a checkpoint, as its own or as what it was before diffusion.
+
+    An encoder's inputs see both ways. Published weights start as they did (start_of), but behind inputs from a line end: there
+    EOS would say that the text is over (of an answer SmolLM2 expects the first token 2.2 nats less).
+    """
+    if origin and origin["process"]["name"] == "ar":
+        ar = process_of(origin)
+    else:
+        ar = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad,
+                            "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional")
+    if origin and "flavour" in origin["shape"]:
+        ar.start = tokenizer.encode("\n")[0] if canvas(config)[0] else start_of(tokenizer)
+    return ar
 
 
 # Options of one process, with the range of each that is a number.
@@ -158,14 +169,14 @@ def choose_process(config, tokenizer, origin):
         value = given.get(option, low)
         check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     is_ar = origin is not None and origin["process"]["name"] == "ar"
-    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", "inputs_attention": "bidirectional"}
+    inherited = origin["process"] if origin and not is_ar else {"name": "uniform", **usual(origin)}
     name = one_of("process", config.process or inherited["name"], PROCESSES)
     check(origin is None or is_ar or name == inherited["name"],
           f"{config.init_from or config.out_dir} is a checkpoint of the process {inherited['name']!r}, not {name!r}; "
           f"start from an autoregressive one, or leave --process out")
     inputs_attention = one_of("inputs_attention", config.inputs_attention or inherited["inputs_attention"], INPUTS_ATTENTION)
     options = {option: inherited[option] for option in OPTIONS if option in inherited} | given
-    ar = process_of(origin) if is_ar else new_ar(config, tokenizer, origin)
+    ar = ar_of(config, tokenizer, origin)
     shifted = config.shift if config.shift is not None else inherited.get("shift") is not None
     check(not shifted or architecture_of(config, origin) == "decoder-only",
           "--shift: the targets of an encoder-decoder do not follow its inputs")
@@ -212,7 +223,7 @@ def open_out_dir(config, process, origin):
         raise UserError(f"cannot write to --out_dir={config.out_dir}: {error.strerror}") from error
     if not config.resume:
         return out_dir
-    check("optimizer" in origin, f"{path} holds no optimizer state; start from it with --init_from={path} instead")
+    check(origin.get("optimizer"), f"{path} holds no optimizer state; start from it with --init_from={path} instead")
     name = origin["process"]["name"]
     check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
     now, then = asdict(config), origin["config"]

@@ -7,8 +7,7 @@
 from dataclasses import dataclass
 
 from engine.cli import check, one_of, parse, run
-from pretrained.loading import process_of
-from start import LoopConfig, ModelConfig, choose_tokenizer, new_ar, origin_of
+from start import LoopConfig, ModelConfig, ar_of, choose_tokenizer, origin_of
 from train_loop import train
 
 
@@ -24,7 +23,7 @@ def main(argv=None):
     check(origin is None or origin["process"]["name"] == "ar",
           "train_ar.py continues autoregressive checkpoints only; this one is a diffusion checkpoint")
     tokenizer = choose_tokenizer(config, origin)
-    process = process_of(origin) if origin else new_ar(config, tokenizer, origin)
+    process = ar_of(config, tokenizer, origin)
     if config.inputs_attention:
         process.inputs_attention = one_of("inputs_attention", config.inputs_attention, ("causal", "bidirectional"))
     return train(config, process, tokenizer, origin)

@@ -18,8 +18,8 @@ from train_loop import train
 @dataclass
 class Config(LoopConfig, ModelConfig, GuideConfig):
     out_dir: str = "out/diff"  # where ckpt.pt, best.pt and metrics.jsonl go
-    inputs_attention: str | None = None  # causal, bidirectional or full; default: a diffusion checkpoint's, else bidirectional
-    shift: bool | None = None  # read position i from the slot that predicted it under AR; default: the checkpoint's, else false
+    inputs_attention: str | None = None  # causal, bidirectional or full; default: the checkpoint's, else as ar2diff.py has it
+    shift: bool | None = None  # read position i from the slot that predicted it under AR; default: likewise
     process: str | None = None  # uniform (the paper), absorbing or gaussian; default: a diffusion checkpoint's, else uniform
     # Options of one process; default: the checkpoint's, else as told
     n_unroll: int | None = None  # uniform: passes of the loss; 1 = plain denoising; default 2, the paper's L1 + L2
@@ -37,7 +37,9 @@ def main(argv=None):
     guide = new_guide(config, process, ar)
     if origin and origin["process"]["name"] == "ar" and not config.resume:
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
-              f"{process.name} diffusion, attention of the targets turns from causal to bidirectional")
+              f"{process.name} diffusion, attention of the targets turns from causal to bidirectional, inputs "
+              f"{process.inputs_attention}, {'not ' * (process.shift is None)}shifted"
+              f"{'; for published weights inputs are causal and targets shifted by default' * ('flavour' in origin['shape'])}")
         origin, _ = transfer(origin, process, config.seed)
     return train(config, process, tokenizer, origin, guide)
 

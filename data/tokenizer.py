@@ -6,16 +6,19 @@
 The special ids are there before AR pretraining starts, so AR2Diff never has to resize an embedding. They have no spelling:
 no text encodes to one, not even "<|endoftext|>".
 
-    tokenizer = load_tokenizer("bpe")  # or bytes, gpt2, or the path of a ranks file
+    tokenizer = load_tokenizer("bpe")  # or bytes, gpt2, smollm2, or the path of a ranks file, a model's folder or its GGUF file
     tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
 """
 import base64
 import difflib
 import hashlib
+import unicodedata
 from pathlib import Path
 
 import tiktoken
 
+from data.originals import smollm2
+from data.tokenizer_files import GPT2_PATTERN, read_tokenizer_files
 from engine.cli import UserError, check
 
 N_SENTINELS = 100  # as in T5, for span corruption
@@ -35,15 +38,16 @@ PATTERN = "|".join([
     r" ?[^\s\p{L}\p{M}\p{N}]+",                # punctuation, "):" and "==" together
     r"[^\S\r\n]+",                             # other spaces
 ])
-# The pattern of OpenAI's GPT-2, published with its weights.
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Tokenizer:
-    """Byte-level BPE. `ranks` maps the bytes of each text token to its id; the lower of two ids was merged first."""
+    """Byte-level BPE. `ranks` maps the bytes of each text token to its id; the lower of two ids was merged first.
 
-    def __init__(self, name, ranks, pattern=PATTERN):
-        self.name = name
+    nfc: texts are first brought to Unicode's normal form NFC (Qwen). ids, special: a published model's (tokenizer_files.py).
+    """
+
+    def __init__(self, name, ranks, pattern=PATTERN, nfc=False, ids=None, special=()):
+        self.name, self.nfc, self.ids, self.special = name, nfc, ids, special
         self.n_text = len(ranks)
         self.eos, self.pad, self.mask = self.n_text, self.n_text + 1, self.n_text + 2
         self.sentinels = range(self.n_text + 3, self.n_text + 3 + N_SENTINELS)
@@ -54,18 +58,21 @@ class Tokenizer:
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def _hash(self, ranks, pattern):
-        digest = hashlib.sha256(f"{pattern}\n{N_SENTINELS} {self.vocab_size}\n".encode())
+        digest = hashlib.sha256(f"{pattern}\n{N_SENTINELS} {self.vocab_size}\n{'NFC' * self.nfc}".encode())
         for token in sorted(ranks, key=ranks.get):
             digest.update(len(token).to_bytes(4, "little") + token)  # the length, or "ab" "c" would hash like "a" "bc"
         return digest.hexdigest()[:16]
 
     def encode(self, text):
         """Return the ids of a text: all of them below n_text, none added at either end."""
-        return self._encoding.encode_ordinary(text)
+        return self._encoding.encode_ordinary(self._normal(text))
 
     def encode_batch(self, texts):
         """Return [encode(text) for text in texts], by several threads."""
-        return self._encoding.encode_ordinary_batch(texts)
+        return self._encoding.encode_ordinary_batch(list(map(self._normal, texts)))
+
+    def _normal(self, text):
+        return unicodedata.normalize("NFC", text) if self.nfc else text
 
     def decode(self, ids):
         """Return the text up to the first EOS. Other special ids vanish; bytes that are not UTF-8 become U+FFFD."""
@@ -79,9 +86,11 @@ class Tokenizer:
 
 
 def load_tokenizer(name):
-    """Return the Tokenizer `bpe`, `bytes`, `gpt2`, or that of a ranks file. Raises UserError when there is none."""
+    """Return the Tokenizer of this name, or of this ranks file, folder or GGUF file. Raises UserError when there is none."""
     if name in _NAMED:
         return _NAMED[name](name)
+    if Path(name).is_dir() or Path(name).suffix == ".gguf":
+        return _published(name, Path(name))
     nearest = difflib.get_close_matches(name, _NAMED, n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     check(Path(name).is_file(), f"tokenizer {name!r} is none of {', '.join(_NAMED)}, and no such ranks file exists{hint}")
@@ -90,6 +99,13 @@ def load_tokenizer(name):
 
 def _bytes(name):
     return Tokenizer(name, {bytes([b]): b for b in range(256)})  # no merges: an id is a byte
+
+
+def _published(name, path):
+    try:
+        return Tokenizer(name, *read_tokenizer_files(path))
+    except ValueError as error:
+        raise UserError(f"{path}: tiktoken cannot split text by this tokenizer's pattern ({error})") from error
 
 
 def _gpt2(name):
@@ -125,4 +141,5 @@ def read_ranks(path):
     return ranks
 
 
-_NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)), "bytes": _bytes, "gpt2": _gpt2}
+_NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)), "bytes": _bytes, "gpt2": _gpt2,
+          "smollm2": lambda name: _published(name, smollm2())}

@@ -37,17 +37,22 @@ def save_checkpoint(path, checkpoint):
         raise UserError(f"cannot write {path} ({error}); free some space or write to another folder") from error
 
 
-def read_checkpoint(file, device="cpu"):
-    """Return the dict in a file. Raises UserError for a truncated or foreign one; never runs code from it."""
+def read_plain(file, device="cpu"):
+    """Return the tensors and primitives in a file. Raises UserError for a truncated or foreign one; never runs code from it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
-            checkpoint = torch.load(file, map_location=device, weights_only=True)
+            return torch.load(file, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         reason = f"{type(error).__name__}: {error}".split(". ")[0]
         raise UserError(f"{file} is truncated or no checkpoint ({reason}); use an older one") from error
+
+
+def read_checkpoint(file, device="cpu"):
+    """Return the dict in a file of ours. Raises UserError for any other."""
+    checkpoint = read_plain(file, device)
     found = str(checkpoint.get("format")) if isinstance(checkpoint, dict) else ""
     check(not found.startswith("ar2diff-") or found == FORMAT,
           f"{file} was written by another version of this project ({found}, not {FORMAT}); train it again, or use that version")

@@ -1,5 +1,7 @@
 """Which device, which ranks, which dtype, whether to compile: what the flags say, checked against what the machine has."""
+import math
 import os
+import re
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,6 +10,8 @@ import torch
 import torch.distributed as dist
 
 from engine.cli import UserError, check, one_of
+
+MEMINFO = Path("/proc/meminfo")
 
 
 def n_cores(root="/"):
@@ -88,6 +92,13 @@ def choose_compile(choice, device):
     if fault and int(os.environ.get("RANK", 0)) == 0:
         print(f"torch.compile does not work here ({fault}): going on without", file=sys.stderr)
     return not fault
+
+
+def check_memory(file, n):
+    """Raise UserError if n weights as float32 and a model made of them do not fit. Only Linux says what is free."""
+    said = re.search(r"MemAvailable: +(\d+)", MEMINFO.read_text() if MEMINFO.exists() else "")
+    free = 1024 * int(said[1]) if said else math.inf
+    check(8 * n <= free, f"{file}: {n:,} weights need {8e-9 * n:.3g} GB of memory to load, and {1e-9 * free:.3g} GB are free")
 
 
 @contextmanager

@@ -29,7 +29,7 @@ try:
 except ImportError:  # Windows: one process at a time, and what is killed must be gone
     fcntl = None
 
-from engine.checkpoint import commit, read_checkpoint
+from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check, write_new
 from engine.devices import n_cores, pick_device
 from experiments.common import apart, flops, training_step_flops
@@ -55,7 +55,12 @@ class Stage(NamedTuple):
 
     @property
     def size(self):
-        return self.origin.size if self.origin else self.flag("size")
+        return self.origin.size if self.origin else self.flag("size", "30x576x9")  # SmolLM2-135M
+
+    @property
+    def vocab_size(self):
+        """Of the tokenizer, about: the default's, or SmolLM2's."""
+        return self.origin.vocab_size if self.origin else 49_280 if self.flag("tokenizer", self.flag("init_from")) else 4096
 
     @property
     def architecture(self):
@@ -65,9 +70,9 @@ class Stage(NamedTuple):
     def work(self):
         """FLOPs of this stage, without those of its origin."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
-        passes = (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
+        passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
         step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes,
-                                   architecture=self.architecture)
+                                   self.vocab_size, self.architecture)
         return step * self.flag("batch_size") * self.flag("steps")
 
     @property
@@ -93,7 +98,7 @@ class Cell(NamedTuple):
         """FLOPs of the evaluation."""
         flags = dict(self.flags)
         n_layer, width, _ = shape_of(self.stage.size)
-        shape = dict(n_layer=n_layer, width=width, vocab_size=4096, architecture=self.stage.architecture)
+        shape = dict(n_layer=n_layer, width=width, vocab_size=self.stage.vocab_size, architecture=self.stage.architecture)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
         return flags["n_examples"] * rounds * flops(shape, self.stage.flag("target_len"))
 
@@ -205,6 +210,7 @@ class Store:
             if step < stage.flag("steps"):
                 call(*self.command(stage), *["--resume"] * (step > 0))
             (folder / "best.pt").unlink(missing_ok=True)
+            save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
             facts = dict(key=stage.key, code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
                          seconds=time.time() - start)
             write_new(folder / "done.json", json.dumps(facts), "out")
@@ -234,7 +240,8 @@ class Store:
         stages, open_cells = self.missing(cells)
         for folder in (self.cells, self.stages):
             folder.mkdir(parents=True, exist_ok=True)
-        free, needed = shutil.disk_usage(self.folder).free, sum(bytes_of(stage) for stage in stages)
+        sizes = [bytes_of(stage) for stage in stages]
+        free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
         seeds = [[cell for cell in open_cells if cell.seed == seed] for seed in dict.fromkeys(cell.seed for cell in open_cells)]
@@ -267,6 +274,6 @@ def call(script, *words):
 
 
 def bytes_of(stage):
-    """Return about how much room a run takes: two checkpoints of weights and two moments."""
+    """Return about how much room the weights of a run take; while it goes on, moments and best.pt take five times as much."""
     n_layer, width, _ = shape_of(stage.size)
-    return 2 * 3 * 4 * (12 * n_layer * width ** 2 + 4096 * width)
+    return 4 * (12 * n_layer * width ** 2 + stage.vocab_size * width)

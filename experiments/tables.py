@@ -11,6 +11,7 @@ from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
 from engine.cli import UserError, check
+from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
 from experiments.common import training_step_flops, unpaired
 from start import shape_of
@@ -52,8 +53,9 @@ class Lab:
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
 
-    def prepare(self):
-        """Write the data that can be made here. Raises UserError for a folder that cannot."""
+    def prepare(self, names=()):
+        """Write the data that can be made here, for those tables. Raises UserError for a folder that cannot."""
+        check("real" not in names or find_folder("squad"), "no data/prepared/squad; python data/prepare.py squad makes it")
         for task, (n, _) in self.scale.tasks.items():
             check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
         try:
@@ -62,6 +64,8 @@ class Lab:
             raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
+            if "real" in names and not (self.folder / real.TASK).exists():
+                real.write_data(self.folder / real.TASK)
 
     def write_data(self):
         for task, (n, _) in self.scale.tasks.items():
@@ -75,7 +79,8 @@ class Lab:
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
-        return str(self.folder / name if name == "text" or self.scale.tasks[name][0] else find_folder(name) or name)
+        made = name in ("text", real.TASK) or self.scale.tasks[name][0]
+        return str(self.folder / name if made else find_folder(name) or name)
 
     def canvas(self, task):
         if self.scale.tasks[task][0]:
@@ -84,11 +89,12 @@ class Lab:
         return meta.get("input_len", 512), meta.get("target_len", 256)
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
-        flags = {name: value for name, value in flags.items() if DEFAULTS.get(name) != value}  # one run, one key
+        outside = "init_from" in flags  # of a published model, whose defaults are others
+        flags = {name: value for name, value in flags.items() if outside or DEFAULTS.get(name) != value}  # one run, one key
         often = {"batch_size": self.scale.batch, "input_len": canvas[0], "target_len": canvas[1], "lr": lr, "seed": seed,
                  "steps": steps, "warmup": min(50, max(1, steps // 5)), "log_every": 100, "eval_every": 1000,
                  "eval_sequences": 64, **flags}
-        if origin is None:
+        if origin is None and not outside:
             often["size"] = size or self.size
         return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
 
@@ -272,5 +278,5 @@ TABLES = {  # the row that others are compared with
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
-    "decoders": (decoders, "uniform, resample"),
+    "decoders": (decoders, "uniform, resample"), "real": (real.cells, "uniform"),
 }

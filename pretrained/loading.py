@@ -2,36 +2,35 @@
 from pathlib import Path
 
 from autoregressive import Autoregressive
+from data.originals import smollm2
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES
 from engine.checkpoint import FORMAT, read_checkpoint
 from engine.cli import UserError, check
-from model import Transformer
-from pretrained.gpt2 import GPT2, PUBLISHED, WEIGHTS, fetch_weights, import_weights
-
-FLAVOURS = {"ar2diff": Transformer, "gpt2": GPT2}
+from pretrained.gpt2 import PUBLISHED, fetch_weights
+from pretrained.published import WEIGHTS, import_published, model_of
 
 
 def find_checkpoint(path):
-    """Return the file: `path` itself, ckpt.pt or model.safetensors in it, or that of a published GPT-2, fetched if need be."""
-    if str(path) in PUBLISHED and not Path(path).exists():
-        return fetch_weights(str(path))
+    """Return the file: `path` itself, ckpt.pt or published weights in it, or those of a published name, fetched if need be."""
+    if str(path) in ("smollm2", *PUBLISHED) and not Path(path).exists():
+        return smollm2() if str(path) == "smollm2" else fetch_weights(str(path))
     path = Path(path)
-    file = path / "ckpt.pt" if path.is_dir() else path
-    if not file.exists() and (path / WEIGHTS).is_file():
-        return path / WEIGHTS
-    check(file.is_file(), f"no checkpoint at {file}; give the .pt file or the out_dir of a run, or {', '.join(PUBLISHED)}")
-    return file
+    files = [path / name for name in ("ckpt.pt", *WEIGHTS)] if path.is_dir() else [path]
+    found = next((file for file in files if file.is_file()), None)
+    check(found, f"no checkpoint at {files[0]}; give the .pt file or the out_dir of a run, a published model's folder or .gguf "
+                 f"file, smollm2, {', '.join(PUBLISHED)}")
+    return found
 
 
 def load_checkpoint(path, device="cpu", tokenizer=None):
     """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file.
 
-    tokenizer: the name of the one that a file of GPT-2's weights goes with; every other checkpoint knows its own.
+    tokenizer: the name of the one that published weights go with, if it is not beside them; other checkpoints know theirs.
     """
     file = find_checkpoint(path)
-    if file.suffix == ".safetensors":
-        return {"format": FORMAT} | import_weights(file, tokenizer)
+    if file.suffix in (".safetensors", ".bin", ".json", ".gguf"):
+        return {"format": FORMAT} | import_published(file, tokenizer)
     return read_checkpoint(file, device)
 
 
@@ -43,12 +42,6 @@ def build_model(checkpoint, device="cpu", dropout=0.0):
     except RuntimeError as error:
         raise UserError("the checkpoint's tensors do not fit its model: " + " ".join(str(error).split())) from error
     return model.to(device)
-
-
-def model_of(shape, dropout=0.0):
-    """Return a Transformer of this shape, of the flavour that it names."""
-    shape = dict(shape)
-    return FLAVOURS[shape.pop("flavour", "ar2diff")](**shape, dropout=dropout)
 
 
 def tokenizer_of(checkpoint):
@@ -65,4 +58,7 @@ def process_of(checkpoint):
     options, name = dict(checkpoint["process"]), checkpoint["process"]["name"]
     del options["name"]
     check(name == "ar" or name in PROCESSES, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
-    return (Autoregressive if name == "ar" else PROCESSES[name])(**options)
+    try:
+        return (Autoregressive if name == "ar" else PROCESSES[name])(**options)
+    except TypeError as error:
+        raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error

@@ -28,6 +28,8 @@ from engine.cli import UserError
 from engine.noise import Noise
 from pretrained import gpt2
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.published import export
+from pretrained.published import main as export_main
 from test_model import PATTERNS, left_padded, may_see
 
 V, EOS, POSITIONS = 257, 256, 48  # text tokens and EOS of the tokenizer `bytes`
@@ -113,7 +115,7 @@ def continuation(c, prompt, n):
 
 def test_greedy_continuations_are_those_of_transformers_before_and_after_export(pair, tmp_path):
     reference, _, c = pair
-    gpt2.export(c, tmp_path / "out")
+    export(c, tmp_path / "out")
     exported = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()
     assert exported.config.vocab_size == 384 and exported.config.eos_token_id == exported.config.bos_token_id == EOS
     for seed in range(4):
@@ -129,7 +131,7 @@ def test_greedy_continuations_are_those_of_transformers_before_and_after_export(
 
 def test_import_export_import_is_bit_identical_and_needs_no_flag(pair, tmp_path):
     _, folder, c = pair
-    gpt2.export(c, tmp_path / "out")
+    export(c, tmp_path / "out")
     again = load_checkpoint(tmp_path / "out")  # the tokenizer is told by config.json
     assert {k: again[k] for k in again if k not in ("model", "history")} == \
            {k: c[k] for k in c if k not in ("model", "history")}
@@ -252,10 +254,32 @@ def test_new_rows_are_near_the_mean_take_little_probability_and_are_the_same_eve
     rows, old = c["model"]["embedding.weight"], reference.transformer.wte.weight.detach()
     assert rows.shape == (384, old.size(1)) and torch.equal(rows[:V], old)
     assert torch.equal(rows, load_checkpoint(folder, tokenizer="bytes")["model"]["embedding.weight"])
-    distance = rows[V:] - old.mean(dim=0)
+    distance = rows[V + 1:] - old.mean(dim=0)  # all but PAD
     assert 0 < distance.std() < 0.02 * old.std() and len({tuple(row) for row in rows[V:].tolist()}) == 384 - V
     logits = forward(build_model(c).eval(), tokens(2, 0), tokens(2, 40), ("causal", "causal"))
-    assert logits.softmax(-1)[..., V:].sum(-1).max() < (384 - V) / 384 * 1.1  # Jensen: no more than the average token
+    assert logits.softmax(-1)[..., V + 1:].sum(-1).max() < (383 - V) / 384 * 1.1  # Jensen: no more than the average token
+
+
+def test_padding_as_end_of_text_costs_less_than_as_the_mean(tmp_path):
+    """Why PAD's row is no mean: a model that has learned documents with an EOS between them finds PAD far likelier so."""
+    make(tmp_path, (2, 48, 3))
+    c, rng = load_checkpoint(tmp_path, tokenizer="bytes"), torch.Generator().manual_seed(0)
+    model, ar = build_model(c), process_of(c)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    document = lambda: torch.tensor([*b"the cat"[:int(torch.randint(3, 8, (), generator=rng))], EOS])
+    for _ in range(60):
+        x0 = torch.stack([torch.cat([document() for _ in range(12)])[:40] for _ in range(8)])
+        ar.loss(model, Batch(x0[:, :0], None, x0), None).total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    rows = model.state_dict()["embedding.weight"]
+    padded = F.pad(torch.stack([torch.tensor([*b"the cat", EOS])] * 4), (0, 12), value=EOS + 1)
+    loss = {}
+    for name, row in (("mean", rows[:V].mean(dim=0)), ("eos", 0.9 * rows[EOS] + 0.1 * rows[:V].mean(dim=0))):
+        rows[EOS + 1] = row
+        with torch.no_grad():
+            loss[name] = ar.loss(model.eval(), Batch(padded[:, :0], None, padded), None).total
+    assert loss["eos"] < loss["mean"] - 1
 
 
 def test_the_checkpoint_says_what_it_is(small):
@@ -324,7 +348,7 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, small, tas
 
 
 def exported(c, folder):
-    gpt2.export(c, folder)
+    export(c, folder)
     return folder
 
 
@@ -346,7 +370,7 @@ def test_what_was_trained_resumes_and_goes_back_to_transformers(train, small, tm
     resumed = train("ar", tmp_path / "b", *flags, "--steps=4", "--schedule=constant", "--resume")
     one, two = straight.checkpoint()["model"], resumed.checkpoint()["model"]
     assert all(torch.equal(one[k], two[k]) for k in one)
-    gpt2.main([str(resumed.folder), str(tmp_path / "out")])
+    export_main([str(resumed.folder), str(tmp_path / "out")])
     assert "'bytes'" in capsys.readouterr().out
     reference, y = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval(), tokens(2, 20)
     with torch.no_grad():
@@ -363,7 +387,8 @@ def test_the_other_scripts_open_such_a_folder(small, text, tmp_path, capsys):
     ar2diff.main([folder, str(tmp_path / "converted")])
     assert "bit-identical" in capsys.readouterr().out
     made = load_checkpoint(tmp_path / "converted")
-    assert process_of(made) == Uniform(258) and build_model(made).shape["flavour"] == "gpt2"
+    assert process_of(made) == Uniform(258, inputs_attention="causal", shift=EOS)
+    assert build_model(made).shape["flavour"] == "gpt2"
     sample.main([str(tmp_path / "converted"), "--prompt=", "--n_samples=2", "--n_steps=2"])
 
 
@@ -377,7 +402,7 @@ def refused(match, call, *args, **options):
 
 @pytest.mark.parametrize("change, message", [
     (lambda t: {k: v for k, v in t.items() if ".mlp." not in k},
-     r"GPT-2 of 2 layers and width 48: 8 missing \(h.0.mlp.c_fc.bias, h.0.mlp.c_fc.weight, h.0.mlp.c_proj.bias, \.\.\.\)$"),
+     r"gpt2 of 2 layers and width 48: 8 missing \(h.0.mlp.c_fc.bias, h.0.mlp.c_fc.weight, h.0.mlp.c_proj.bias, \.\.\.\)$"),
     (lambda t: t | {"h.0.extra.weight": torch.ones(1)}, r"1 unexpected \(h.0.extra.weight\)$"),
     (lambda t: t | {"h.1.attn.c_attn.weight": t["h.1.attn.c_attn.weight"].T.contiguous(), "ln_f.bias": torch.ones(3)},
      r"2 of another shape \(h.1.attn.c_attn.weight, ln_f.bias\)$"),
@@ -399,7 +424,9 @@ def test_tensors_that_do_not_fit_are_listed(small, tmp_path, change, message):
     ('{"n_head": 5}', "width 48, 5 heads; config.json beside it must give an n_head that divides"),
     ('{"n_head": "3"}', "n_head that divides"), ('{"n_head": 2.5}', "n_head that divides"), ("{}", "0.75 heads"),
     ('{"n_head": 3, "activation_function": "relu"}', "activation_function=gelu_new, not relu"),
-    ('{"n_head": 3, "model_type": "gpt_neo", "scale_attn_by_inverse_layer_idx": true}', "not gpt_neo, .*=False, not True"),
+    ('{"n_head": 3, "scale_attn_by_inverse_layer_idx": true}', "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
+    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
+    ('{"n_head": 3, "attention_sink": 4}', "its config says attention_sink=4, which is not known here"),
     ('{"n_head": 3, "ar2diff_tokenizer": {"name": "bytes", "hash": "0"}}', "not trained with the tokenizer 'bytes'"),
 ])
 def test_a_config_of_another_model_is_refused(small, tmp_path, config, message):
@@ -421,7 +448,7 @@ def test_damaged_files_another_tokenizer_and_a_missing_library_are_named(small, 
 
 def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_written(train, small, task, tmp_path):
     for flags, message in (
-            (["--target_len=41"], "--input_len and --target_len make 49 columns, this model has 48 positions"),
+            (["--target_len=41"], "--input_len and --target_len make (49|50) columns, this model has 48 positions"),
             (["--architecture=encoder-decoder"], "--architecture=encoder-decoder differs"),
             (["--size=tiny"], "differs from the checkpoint's 2x48x3"),
             (["--tokenizer=bpe"], "not trained with the tokenizer 'bpe'")):
@@ -436,17 +463,18 @@ def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_writt
 
 def test_only_what_the_format_can_hold_is_exported(train, small, ar_run, tmp_path):
     c = small[2]
-    ar, diffusion, both_ways = (tmp_path / f"{name}.pt" for name in "adb")
+    ar, gaussian, both_ways = (tmp_path / f"{name}.pt" for name in "adb")
     save_checkpoint(ar, c)
-    save_checkpoint(diffusion, transfer(c, Uniform(258))[0])
+    save_checkpoint(gaussian, transfer(c, Gaussian(5))[0])
     save_checkpoint(both_ways, c | {"input_len": 8, "process": c["process"] | {"inputs_attention": "bidirectional"}})
     there = tmp_path / "there"
     there.mkdir()
-    for words, message in (([ar_run.folder, "new"], "not of the gpt2 flavour"), ([diffusion, "new"], "a 'uniform' checkpoint"),
-                           ([both_ways, "new"], "both ways"), ([small[1], "new"], "no checkpoint at .*ckpt.pt"),
+    for words, message in (([ar_run.folder, "new"], "not of the gpt2 or llama flavour"),
+                           ([gaussian, "new"], "vectors of tokens"), ([both_ways, "new"], "both ways"),
+                           ([small[1], "new"], "no checkpoint at .*ckpt.pt"),
                            ([ar, there], "there exists; it is not overwritten"),
-                           ([ar, diffusion / "new"], "cannot write")):
-        refused(message, gpt2.main, [str(tmp_path / word) for word in words])
+                           ([ar, gaussian / "new"], "cannot write")):
+        refused(message, export_main, [str(tmp_path / word) for word in words])
     assert not list(there.iterdir()) and not (tmp_path / "new").exists()
 
 

@@ -63,6 +63,24 @@ def test_a_shifted_process_trains_decodes_and_bounds(process):
     assert bound_of(process)(process, model, batch, train_noise(batch), 2).isfinite().all()
 
 
+# ---- several canvases of one target ----
+
+@every_process
+def test_many_draws_train_on_as_many_canvases_behind_one_encoding(process, monkeypatch):
+    model, batch, n = tiny_model(vector_width=width_of(process)), ragged_batch(), 3
+    encoded, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda inputs, *rest: (encoded.append(len(inputs)), encode(inputs, *rest))[1])
+    found = guide(process, n_draws=n).loss(model, batch, train_noise(batch), cross_entropy)
+    assert encoded == [len(batch.targets)] and len(found.per_sequence) == n * len(batch.targets)
+    many = type(batch)(*(x.repeat_interleave(n, dim=0) for x in batch))
+    expected = process.loss(model, many, train_noise(batch).split(n))
+    assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
+    assert torch.allclose(found.per_sequence, expected.per_sequence, rtol=1e-4)
+    assert len(found.per_sequence.unique()) > len(batch.targets), "each canvas has noise of its own"
+    one = guide(process, n_draws=1).loss(model, batch, train_noise(batch), cross_entropy)
+    assert one.total.item() == process.loss(model, batch, train_noise(batch)).total.item(), "one draw: the process itself"
+
+
 # ---- annealing ----
 
 def test_a_number_as_attention_pattern_is_how_many_targets_to_the_right_are_seen():

@@ -13,10 +13,14 @@ from matplotlib.figure import Figure
 
 import demo
 import reproduce
+from data import dataset
 from data.dataset import pad_rows
+from data.tasks import read_jsonl
+from data.tokenizer import load_tokenizer
 from engine import cli
+from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
-from experiments import bench, cells, common, compare, figure3, infill, plot, report, tables
+from experiments import bench, cells, common, compare, figure3, infill, plot, real, report, tables
 from sample import GenerateConfig, Writer, load_writer
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
@@ -29,8 +33,8 @@ def tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(tables.SCALES, "demo", TINY)
     monkeypatch.setattr(tables, "unpaired", lambda task, n_pairs, folder: common.unpaired(task, n_pairs, folder, n=20))
     (tmp_path / "some.txt").write_text("a few words of text. " * 200, encoding="utf-8")
-    real = tables.prepare.main
-    monkeypatch.setattr(tables.prepare, "main", lambda words: real(
+    whole = tables.prepare.main
+    monkeypatch.setattr(tables.prepare, "main", lambda words: whole(
         [w for w in words if not w.startswith("--sources")] + [f"--sources={tmp_path}/some.txt"] * (words[0] == "text")))
     return [f"--out={tmp_path}/r", "--allow_code_execution"]
 
@@ -89,15 +93,38 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     def call(script, *words):  # what a script would give, without the minutes
         done.append(script)
         bits = "--metric=bits" in words
+        if script.startswith("train"):
+            save_checkpoint(Path(words[-1].removeprefix("--out_dir="), "ckpt.pt"), {"step": 1, "optimizer": 1})
         return [{"per_byte": [2, 0.1]} if bits else {"scores": {"x": [50, 1]}, "seconds": 1, "evaluations": 1}]
     monkeypatch.setattr(cells, "apart", lambda function, *args: function(*args))
     monkeypatch.setattr(cells, "call", call)
+    monkeypatch.setattr(dataset, "PREPARED", tmp_path / "prepared")
+    with pytest.raises(UserError, match="no data/prepared/squad; python data/prepare.py squad makes it"):
+        reproduce.main(["--what=real", *tiny])
+    (tmp_path / "prepared/squad").mkdir(parents=True)
+    monkeypatch.setattr(real, "write_data", Path.mkdir)  # that needs a tokenizer of 93 MB
     found = reproduce.main([f"--what={','.join(tables.TABLES)}", *tiny])
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
     pictures = {path.name for path in (tmp_path / "r/demo").glob("*.png")}
     assert {"curves_translate.png", "curves_code.png", "decoders_code.png"} <= pictures
     for name, (function, reference) in tables.TABLES.items():
         assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
+
+
+def test_of_squad_those_examples_are_written_again_that_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "PREPARED", tmp_path)
+    monkeypatch.setattr(real, "load_tokenizer", lambda name: load_tokenizer("bytes"))
+    fits, long_input, long_target = ({"input": "i" * i, "target": "t" * t, "references": ["t"]} for i, t in (
+        (80, 11), (81, 1), (1, 12)))  # a target is closed by EOS
+    (tmp_path / "squad").mkdir()
+    for split, rows in {"train": [long_input, fits, long_target], "valid": [long_input], "test": [fits]}.items():
+        (tmp_path / f"squad/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "squad/meta.json").write_text('{"kind": "task", "metric": "qa", "input_len": 640, "target_len": 48}')
+    real.write_data(tmp_path / "short")
+    assert {path.name: read_jsonl(path) for path in (tmp_path / "short").glob("*.jsonl")} == {
+        "train.jsonl": [fits], "test.jsonl": [fits]}
+    meta = json.loads((tmp_path / "short/meta.json").read_text())
+    assert meta == {"kind": "task", "name": "short", "metric": "qa", "input_len": 80, "target_len": 12}
 
 
 def test_a_stage_is_known_by_all_that_it_is_made_of(tiny, tmp_path):

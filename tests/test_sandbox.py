@@ -226,7 +226,7 @@ sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.3)"""
     time.sleep(0.3)  # both past their start
     process.kill()
     process.wait()
-    left, deadline = survivors(f"{folder}/ar2diff_"), time.monotonic() + 8  # their own limits are 3 s
+    left, deadline = survivors(f"{folder}/ar2diff_"), time.monotonic() + 20  # their own limits are 3 s
     assert len(left) == 2
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
