@@ -152,8 +152,11 @@ def test_a_model_with_its_own_tokenizer_continues_text_as_the_reference_does(tmp
     found = forward(build_model(c).eval(), text[:, :0], F.pad(text, (1, 0), value=process.start), CAUSAL)
     assert (found[..., :tokenizer.n_text] - wanted).abs().max() < 1e-4
     made_of = transfer(c, Uniform(tokenizer.n_noise))[0]  # which forgets that it was AR: --shift asks
+    task = tmp_path / "task"
+    task.mkdir()
+    (task / "train.jsonl").write_text(json.dumps({"input": "a", "target": "b"}))
     for width, start in ((0, process.start), (8, tokenizer.encode("\n")[0])):  # behind inputs from a line end
-        config = LoopConfig(input_len=width)
+        config = LoopConfig(data=str(task), input_len=width)
         config.architecture = None
         assert ar_of(config, tokenizer, made_of).start == ar_of(config, tokenizer, c).start == start
     export(c, tmp_path / "out")
