@@ -12,9 +12,8 @@ where rng is a source of random numbers, one stream for each sequence (engine/no
 
 generate() yields drafts (B, T): the noise it starts from, one for every evaluation of the network, the last is the answer.
 Of N = n_samples drawn in parallel for each input the one with the best model score is kept. Of batch.targets only the width is
-used, with two exceptions: positions where `frozen` (B, T) is True keep their token through every draft (infilling), and
-t_start < 1 starts from the targets noised to that level (revision). Other decoders: beyond/decoders.py. Bounds of the
-likelihood: beyond/likelihood.py.
+used, but where `frozen` (B, T) is True a token stays through every draft (infilling). Other decoders: beyond/decoders.py.
+Bounds of the likelihood: beyond/likelihood.py.
 """
 from dataclasses import dataclass
 
@@ -47,9 +46,9 @@ def begin(process, model, batch, rng, n_samples, frozen):
     return context, rng.split(n_samples), x0, frozen
 
 
-def start_from(process, x0, frozen, t, rng):
-    """Return tokens x0 (B N, T) noised to level t but where they are frozen. At t = 1 no other token of them is left."""
-    return torch.where(frozen, x0, process.corrupt(x0, torch.full((len(x0),), t), rng))
+def pure_noise(process, x0, frozen, rng):
+    """Return the draft (B N, T) at t = 1, where of tokens x0 nothing is left but what is frozen."""
+    return torch.where(frozen, x0, process.corrupt(x0, torch.ones(len(x0)), rng))
 
 
 @dataclass
@@ -92,14 +91,14 @@ class Uniform:
         return Losses(L1.mean() + L2.mean(), L1.detach(), t)
 
     @torch.no_grad()
-    def generate(self, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None):
         """Yield drafts (B, T); every step draws all positions that are not frozen anew from the model's prediction of x0.
 
         Score, as in the paper: cross-entropy between the last step's input and its output logits. It is low where that step
         left the draft as it was, and costs no evaluation: the last draft itself is not scored.
         """
         context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
-        drafts = [start_from(self, x0, frozen, t_start, rng)]                          # each (B N, T)
+        drafts = [pure_noise(self, x0, frozen, rng)]                                   # each (B N, T)
         for _ in range(n_steps):
             logits = denoise(self, model, drafts[-1], context)                           # (B N, T, V)
             drafts.append(torch.where(frozen, x0, rng.categorical(logits, temperature)))
@@ -143,14 +142,14 @@ class Absorbing:
         return Losses((per_sequence if self.weighted else masked_nats).mean(), per_sequence.detach(), t)
 
     @torch.no_grad()
-    def generate(self, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, threshold=0.9, frozen=None):
         """Yield drafts (B, T); every step reveals all tokens of probability >= threshold, and the most certain one.
 
         The last step reveals the rest. Ends when nothing is masked, so n_steps is a limit (Fast-dLLM, arXiv 2505.22618).
         Score: mean cross-entropy of the tokens that were revealed, each when it was.
         """
         context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
-        xt = start_from(self, x0, frozen, t_start, rng)                                # (B N, T)
+        xt = pure_noise(self, x0, frozen, rng)                                         # (B N, T)
         drafts, score = [xt], torch.full(xt.shape, torch.nan, device=xt.device)          # nan: a token that was given
         for i in range(n_steps):
             masked = xt == self.mask
@@ -214,7 +213,7 @@ class Gaussian:
         return Losses(per_sequence.mean(), per_sequence.detach(), send(t.float(), per_sequence.device))
 
     @torch.no_grad()
-    def generate(self, model, batch, rng, n_steps=50, temperature=1.0, n_samples=8, frozen=None, t_start=1.0):
+    def generate(self, model, batch, rng, n_steps=50, temperature=1.0, n_samples=8, frozen=None):
         """Yield drafts (B, T), the likeliest tokens at every step; between them z takes an Euler step of dz/dsigma.
 
         dz/dsigma = (z - x_hat) / sigma: z_s = x_hat + (sigma_s / sigma_t) (z_t - x_hat), which for noise that is added to e
@@ -224,16 +223,15 @@ class Gaussian:
         context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
         level = lambda t: torch.full((len(x0),), t, dtype=torch.float64)
         shrink = lambda z, x, t, s: x + (self.sigma(level(s)) / self.sigma(level(t))).to(z) * (z - x)  # from t to s, towards x
-        known = frozen if t_start == 1 else torch.ones_like(frozen)
-        e = self.vectors(model, x0) * known[..., None]                                   # (B N, T, D_e)
-        start = z = self.corrupt(e, level(t_start), rng)
+        e = self.vectors(model, x0) * frozen[..., None]                                  # (B N, T, D_e)
+        start = z = self.corrupt(e, level(1.0), rng)
         x_hat, drafts = torch.zeros_like(z), [torch.where(frozen, x0, self.nearest(model, z))]
         for i in range(n_steps):
-            t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
+            t, s = 1 - i / n_steps, 1 - (i + 1) / n_steps
             seen = x_hat if self.self_condition else torch.zeros_like(x_hat)            # as in training
             logits = self.predict(model, z, level(t), context, seen)                     # (B N, T, V)
             x_hat = self.estimate(model, logits, temperature)
-            z = torch.where(frozen[..., None], shrink(start, e, t_start, s), shrink(z, x_hat, t, s))
+            z = torch.where(frozen[..., None], shrink(start, e, 1.0, s), shrink(z, x_hat, t, s))
             drafts.append(torch.where(frozen, x0, logits.argmax(-1)))
         yield from best_of(drafts, cross_entropy(logits, drafts[-1]).mean(dim=1), n_samples)
 

@@ -6,9 +6,8 @@
     python eval.py out/seed0,out/seed1 --json=scores.json      # several models, for experiments/compare.py
 
 The gold answers are scored first: where they do not get 100, no model's score means what it says. What is needed to read a
-score, and to get it again, is printed with it: the runs that trained the model, decoding settings, standard error, shares of
-empty and of unfinished answers, why programs failed, network evaluations and seconds. Generated programs are executed only with
---allow_code_execution, and only by scoring/sandbox.py.
+score, and to get it again, is printed with it. Generated programs are executed only with --allow_code_execution, and only by
+scoring/sandbox.py.
 """
 import json
 import sys

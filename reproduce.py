@@ -52,18 +52,20 @@ def show_plan(store, name, cells):
     return work
 
 
-def draw(folder, name, entries):
-    """Draw scores against what the columns count, a picture for each task; nothing where they count nothing."""
+def draw(folder, name, entries, seconds=False):
+    """Draw scores against what columns count, or against seconds of training; a picture for each task whose columns do."""
     numbered = [e for e in entries if e["column"].rpartition(" ")[2].isdigit()]
     for task in dict.fromkeys(e["column"].rpartition(" ")[0] for e in numbered):
         lines, errors = {}, {}
         for e in numbered:
             if e["column"].rpartition(" ")[0] == task:
-                lines.setdefault(e["row"], []).append((int(e["column"].rpartition(" ")[2]), e["mean"]))
+                x = e["training_seconds"] if seconds else int(e["column"].rpartition(" ")[2])
+                lines.setdefault(e["row"], []).append((x, e["mean"]))
                 errors.setdefault(e["row"], []).append(e["se"])
         metric = next(e["metric"] for e in numbered if e["column"].startswith(task))
-        steps = "decoding steps" if name == "decoders" else "fine-tuning steps"
-        picture(lines, folder / f"{name}_{task}.png", steps, f"{metric}, %", errors, title=task, xscale="log")
+        label = {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
+        picture(lines, folder / f"{name}{'_seconds' * seconds}_{task.replace(', ', '_')}.png", "seconds of training" if seconds
+                else label, f"{metric}, %", errors, title=task, xscale="log")
 
 
 def main(argv=None):
@@ -93,6 +95,8 @@ def main(argv=None):
             entries = report.read(folder, name)
         report.write(folder, name, entries, reference)
         draw(folder, name, entries)
+        if name == "real":
+            draw(folder, name, entries, seconds=True)
         print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
         print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:

@@ -2,10 +2,9 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
 
     python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
-    python sample.py out/ar2diff_code --prompt="..." --draft="def f(data):\n    return data" --noise=0.3
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 
-\n in --infill and --draft is a line end.
+\n in --infill is a line end.
 """
 import inspect
 import math
@@ -15,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 from beyond.decoders import DECODERS
-from beyond.infill import draft_canvas, infill
+from beyond.infill import infill
 from beyond.likelihood import bound_of
 from beyond.speculative import Speculative, new_speculative
 from data.dataset import Batch, pad_rows
@@ -36,8 +35,6 @@ class GenerateConfig:
     decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
     # Options of one decoder; diffusion.py and beyond/decoders.py explain them
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
-    block_len: int | None = None  # confidence: finish blocks of so many positions from left to right; default: all at once
-    remask: float | None = None  # absorbing, ancestral: mask decided tokens again, 1 = as often as possible; default 0
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
@@ -51,8 +48,6 @@ class Config(GenerateConfig):
     prompt: str | None = None  # the input text; default: standard input
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
-    draft: str | None = None  # diffusion: a text to revise
-    noise: float | None = None  # draft: noise level to begin at, the share of tokens destroyed; above 0, at most 1; default 0.3
     target_len: int | None = None  # tokens to write at most; default: as trained
     show_steps: bool = False  # print the draft after every step
 
@@ -60,8 +55,7 @@ class Config(GenerateConfig):
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
-          "block_len": (0, math.inf), "threshold": (1e-9, 1),
-          "remask": (0, 1)}
+          "threshold": (1e-9, 1)}
 
 
 @dataclass
@@ -178,8 +172,8 @@ def show(tokenizer, ids):
 
 
 def read_prompt(config):
-    """Return the input text: --prompt, else standard input, else (where a text is given already) nothing."""
-    if config.prompt is not None or config.infill is not None or config.draft is not None:
+    """Return the input text: --prompt, else standard input, but with --infill nothing."""
+    if config.prompt is not None or config.infill is not None:
         return config.prompt or ""
     try:
         return sys.stdin.read().rstrip("\n")
@@ -190,21 +184,14 @@ def read_prompt(config):
 @out_of_memory("--n_samples", "--target_len")
 def main(argv=None):
     config = parse(Config, argv)
-    check(config.infill is None or config.draft is None, "--infill and --draft exclude each other")
-    check(config.draft is not None or config.noise is None, "--noise goes with --draft")
-    check(config.noise is None or 0 < config.noise <= 1, f"--noise={config.noise} must be above 0 and at most 1")
     writer = load_writer(config.checkpoint, config, config.target_len)
-    given = "infill" if config.infill is not None else "draft"
-    check(writer.process.name not in ("ar", "speculative") or (config.infill is None and config.draft is None),
-          f"--{given} needs a diffusion model: an autoregressive one cannot look to the right")
+    check(writer.process.name not in ("ar", "speculative") or config.infill is None,
+          "--infill needs a diffusion model: an autoregressive one cannot look to the right")
     prompt = read_prompt(config)
     writer, batch = prompt_batch(writer, prompt)
     noise, text = Noise(config.seed, "generate", 0, [0]), writer.tokenizer.decode
     if config.infill is not None:
         drafts, text = infill(writer, batch, noise, config.infill, config.gap_len)
-    elif config.draft is not None:
-        batch = batch._replace(targets=draft_canvas(writer, config.draft))
-        drafts = writer.drafts(batch, noise, t_start=0.3 if config.noise is None else config.noise)
     else:
         drafts = writer.drafts(batch, noise)
     if config.show_steps:

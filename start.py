@@ -54,7 +54,6 @@ class LoopConfig:
     device: str = "auto"  # auto, cpu, cuda or mps
     dtype: str = "auto"  # auto (bfloat16 where it is faster, on most GPUs and some CPUs), float32 or bfloat16
     compile: str = "auto"  # auto (on CUDA), yes or no
-    recompute: bool = False  # compute activations inside blocks again for the backward pass: less memory, more time
     fsdp: bool = False  # under torchrun: each rank holds a shard of weights, gradients and moments, not a copy
 
 
@@ -208,7 +207,7 @@ def start_model(config, process, tokenizer, origin, device):
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
 # prolong a run, but also stretch the cosine, so the learning rate rises again.
 FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "dtype", "compile",
-                  "micro_batch_size", "recompute", "fsdp"}
+                  "micro_batch_size", "fsdp"}
 
 
 def open_out_dir(config, process, origin):

@@ -3,25 +3,24 @@
     python sample.py out/ar2diff_code --decoder=ancestral --prompt="..."
 
 A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
-then one for every evaluation of the network. Its keyword arguments are its options, with their defaults; n_steps, n_samples,
-temperature, frozen and t_start are every diffusion decoder's. To add one, write the function and give it an entry: sample.py,
-eval.py and the tests that hold for every decoder find it there. A new option also wants a flag in sample.py: GenerateConfig.
+then one for every evaluation of the network. Its keyword arguments are its options; n_steps, n_samples, temperature and frozen
+are every diffusion decoder's. To add one, write the function and give it an entry: sample.py, eval.py and the tests that hold
+for every decoder find it there. A new option also wants a flag in sample.py: GenerateConfig.
 """
-
 import torch
 
 from autoregressive import Autoregressive, best_of, cross_entropy
-from diffusion import PROCESSES, begin, denoise, rank, start_from
+from diffusion import PROCESSES, begin, denoise, pure_noise, rank
 
 # ---- uniform ----
 
 @torch.no_grad()
-def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None, t_start=1.0):
+def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None):
     """Draw x0, then x_s from q(x_s | x_t, x0): at temperature 1 this samples what the bound of likelihood.py measures."""
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
-    drafts = [start_from(process, x0, frozen, t_start, rng)]                           # each (B N, T)
+    drafts = [pure_noise(process, x0, frozen, rng)]                                    # each (B N, T)
     for i in range(n_steps):
-        t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
+        t, s = 1 - i / n_steps, 1 - (i + 1) / n_steps
         xt, logits = drafts[-1], denoise(process, model, drafts[-1], context)
         never = torch.arange(logits.size(-1), device=xt.device) >= process.n_noise       # x_t cannot have come from there
         guess = rng.categorical(logits.masked_fill(never, -torch.inf), temperature)
@@ -42,20 +41,16 @@ def reverse(V, x0, xt, t, s, rng):
 # ---- absorbing; score: mean cross-entropy of the tokens that were revealed, each when it was ----
 
 @torch.no_grad()
-def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None, t_start=1.0):
-    """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992).
-
-    block_len: finish blocks of so many positions from left to right; 0 = all at once.
-    """
+def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, frozen=None):
+    """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992)."""
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
-    block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
+    drafts, score = [pure_noise(process, x0, frozen, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     n_masked, n_steps = (drafts[0] == process.mask).sum(dim=1, keepdim=True), min(n_steps, x0.size(1))
     for i in range(n_steps):
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
         guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
-        order = rank((nats.double() + 1e6 * block).masked_fill(~masked, torch.inf))      # block by block, certain ones first
+        order = rank(nats.masked_fill(~masked, torch.inf))                               # certain ones first
         reveal = masked & (order < masked.sum(dim=1, keepdim=True) - (n_masked * (n_steps - i - 1)) // n_steps)
         drafts.append(torch.where(reveal, guess, drafts[-1]))
         score = torch.where(reveal, nats, score)
@@ -65,27 +60,19 @@ def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_sample
 
 
 @torch.no_grad()
-def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, remask=0.0, frozen=None,
-                     t_start=1.0):
-    """Reveal each token with probability (t - s) / t: at temperature 1 this samples what the bound of likelihood.py measures.
-
-    remask in (0, 1] also masks decided tokens again, with that share of the largest probability that keeps q(x_t) (ReMDM, arXiv
-    2503.00307); of such a token the last score counts.
-    """
+def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, frozen=None):
+    """Reveal each token with probability (t - s) / t: at temperature 1 what the bound of likelihood.py measures is sampled."""
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
-    drafts, score = [start_from(process, x0, frozen, t_start, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
+    drafts, score = [pure_noise(process, x0, frozen, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     for i in range(n_steps):
-        t, s = t_start * (1 - i / n_steps), t_start * (1 - (i + 1) / n_steps)
+        t, s = 1 - i / n_steps, 1 - (i + 1) / n_steps
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
         guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
-        sigma = remask * min(1.0, s / (1 - t)) if t < 1 else 0.0                         # ReMDM's "rescale"
-        u = rng.uniform(x0.size(1)).to(x0.device)
-        reveal = masked & ((u < ((1 - s) - (1 - sigma) * (1 - t)) / t) | (i + 1 == n_steps))  # the last step leaves no MASK
-        again = ~masked & ~frozen & (u < sigma)
-        drafts.append(torch.where(reveal, guess, drafts[-1]).masked_fill(again, process.mask))
+        reveal = masked & (rng.uniform(x0.size(1)).to(x0.device) < (t - s) / t)          # in the last step all
+        drafts.append(torch.where(reveal, guess, drafts[-1]))
         score = torch.where(reveal, nats, score)
-        if not remask and not (drafts[-1] == process.mask).any():
+        if not (drafts[-1] == process.mask).any():
             break
     yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)
 

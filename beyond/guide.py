@@ -2,11 +2,9 @@
 
     python train_diff.py --data=text --init_from=out/ar --ar_weight=0.5 --steps=200 --out_dir=out/guided
 
-The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776), at a constant weight: a pass of AR more, 5/3 of the arithmetic
-of a uniform step where inputs and targets are equally long. Annealing (DiffuLLaMA, arXiv 2410.17891): in the first steps a
-target sees from none to all of the targets to its right. Several noised canvases behind each encoded input: where inputs are
-long, three more cost less than the first. The training loss in the log has all of that in it; validation is the loss of the
-process.
+The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more. Annealing (DiffuLLaMA, arXiv 2410.17891): in the
+first steps a target sees from none to all of the targets to its right. Several noised canvases behind each encoded input: where
+inputs are long, three more cost less than the first. Validation is the loss of the process alone.
 """
 import math
 from dataclasses import dataclass, replace

@@ -1,7 +1,6 @@
-r"""What diffusion can do by construction and AR cannot: fill gaps between fixed text, and revise a draft.
+r"""What diffusion can do by construction and AR cannot: fill gaps between fixed text.
 
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
-    python sample.py out/ar2diff_code --draft="def f(data):\n    return data" --noise=0.3
 
 The text around the gaps is `frozen` in generate() (diffusion.py): the model sees it at every step and never changes it. A
 canvas has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by the bound of
@@ -17,17 +16,12 @@ GAP = "___"
 MAX_ROWS = 64  # choices of gap lengths that are decoded together
 
 
-def unescape(text):
-    r"""Turn \n as typed on a command line into a line end."""
-    return text.replace("\\n", "\n")
-
-
 def canvases(template, tokenizer, target_len, gap_len):
     """Return targets (R, T) int64 and frozen (R, T) bool, a row for each choice of gap lengths that fits; R >= 1.
 
     A gap that text follows has 1 to gap_len tokens; one at the end is open: the model decides where it ends. Raises UserError.
     """
-    *before, after = unescape(template).split(GAP)
+    *before, after = template.replace("\\n", "\n").split(GAP)  # \n as typed on a command line
     pieces = [tokenizer.encode(piece.removesuffix(" ")) for piece in before] + [tokenizer.encode(after)]
     check(len(pieces) > 1, f"the template has no gap: write {GAP} where text is missing")
     check(gap_len >= 1, f"--gap_len={gap_len} must be at least 1")
@@ -71,13 +65,3 @@ def infill(writer, batch, rng, template, gap_len):
         ids = ids.tolist()
         return tokenizer.decode([i for i in ids[:n_fixed] if i < tokenizer.n_text] + ids[n_fixed:])
     return [draft[best:best + 1] for draft in drafts], text
-
-
-def draft_canvas(writer, draft):
-    """Return a draft as targets (1, T), closed by EOS and PAD. Raises UserError when it is longer than the canvas."""
-    tokenizer = writer.tokenizer
-    ids = tokenizer.encode(unescape(draft))
-    n_pad = writer.target_len - len(ids) - 1
-    check(n_pad >= 0, f"the draft has {len(ids)} tokens and EOS, but the model's canvas holds {writer.target_len}; "
-                      f"shorten it")
-    return torch.tensor([[*ids, tokenizer.eos, *[tokenizer.pad] * n_pad]])

@@ -3,12 +3,9 @@
     python sample.py out/ar_code --drafter=out/ar2diff_code --prompt="..." --show_steps
     python eval.py out/ar_code --drafter=out/ar2diff_code
 
-Speculative decoding (arXiv 2211.17192) with a drafter that writes the whole canvas at once. A round is a draft, whose first
-tokens are those that are settled, and one causal pass of the AR model over it. That pass tells what AR would have written at
-every place before which the draft agrees with it; so the longest agreeing prefix is settled, and AR's own token behind it. A
-round settles at least one token; a drafter that AR agrees with needs one round, a useless one a round for every token. The text
-is AR's to rounding: one pass over many tokens and a pass for each may differ in the last bits, which matter between logits that
-are equal.
+Speculative decoding (arXiv 2211.17192) with a drafter that writes the whole canvas at once. A round is a draft, and one causal
+pass of the AR model over it, which tells what AR would have written. The longest prefix on which they agree is settled, and
+AR's own token behind it: at least one token a round. The text is AR's to rounding.
 """
 import copy
 from dataclasses import dataclass

@@ -5,10 +5,9 @@
     python data/prepare.py text --sources=input.txt --tokenizer=bytes --out=data/prepared/shakespeare
     python data/prepare.py multi30k --from_dir=FOLDER        a task; without --from_dir it is fetched
 
-A source is FILE:weight or FOLDER:weight; data/text.py says which files count and how they are read. The default mixes
-docstrings and source of the Python standard library as the AR2Diff paper mixes its corpus (section 4: 80 % text, 20 % Python).
-A text folder holds train.SOURCE.bin and valid.SOURCE.bin, bare token ids for data/dataset.py to map into memory, with one EOS
-between documents, and meta.json. Validation is the last tenth of each source: unseen, and the same in every run.
+A source is FILE:weight or FOLDER:weight; data/text.py says how they are read. The default mixes docstrings and source as the
+AR2Diff paper mixes its corpus (section 4: 80 % text, 20 % Python). A text folder holds meta.json and, of each source, its token
+ids with one EOS between documents: train.SOURCE.bin, and its last tenth, valid.SOURCE.bin.
 """
 import itertools
 import json
@@ -40,14 +39,13 @@ class Config:
     sources: str = "stdlib:docs:0.8,stdlib:code:0.2"  # text: FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight,...
     tokenizer: str = "bpe"  # text: bpe, bytes, gpt2, smollm2, or a ranks file, a published model's folder or .gguf file
     valid_share: float = 0.1  # text: the last share of each source that becomes its validation stream
-    valid_sources: str = ""  # text: validation from these instead, one for each source, in the same order
     from_dir: str = ""  # task: folder with a copy of the original files (default: fetch them)
     n_train: int = 0  # task: number of training examples (0: the task's default)
     seed: int = 0  # task: seed of the examples that are generated or picked
     langs: str = "en-fr"  # translation: from which language to which
 
 
-TEXT_FLAGS = ("sources", "tokenizer", "valid_share", "valid_sources")
+TEXT_FLAGS = ("sources", "tokenizer", "valid_share")
 TASK_FLAGS = ("from_dir", "n_train", "seed", "langs")
 
 
@@ -77,24 +75,16 @@ def split_off(train, valid, n_train, n_bytes_each):
 def write_text(folder, config):
     """Fill an empty folder with the token streams of all sources and meta.json; print a line for each source."""
     check(0 < config.valid_share < 1, f"valid_share={config.valid_share} must lie between 0 and 1")
-    sources, valid_sources = parse_sources(config.sources), []
-    if config.valid_sources:
-        valid_sources = parse_sources(config.valid_sources)
-        check(len(valid_sources) == len(sources),
-              f"{len(valid_sources)} valid_sources for {len(sources)} sources: name one for each, in the same order")
-    tokenizer = load_tokenizer(config.tokenizer)
+    sources, tokenizer = parse_sources(config.sources), load_tokenizer(config.tokenizer)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     total_weight = sum(source.weight for source in sources)
     rows = []
-    for i, source in enumerate(sources):
+    for source in sources:
         train, valid = (folder / f"{split}.{source.name}.bin" for split in ("train", "valid"))
         n_tokens, n_bytes = write_tokens(source, train, tokenizer, dtype)
-        if valid_sources:
-            n_train, (n_valid, _) = n_tokens, write_tokens(valid_sources[i], valid, tokenizer, dtype)
-        else:
-            n_train = int(n_tokens * (1 - config.valid_share))
-            n_valid = n_tokens - n_train
-            split_off(train, valid, n_train, dtype.itemsize)
+        n_train = int(n_tokens * (1 - config.valid_share))
+        n_valid = n_tokens - n_train
+        split_off(train, valid, n_train, dtype.itemsize)
         check(n_train and n_valid, f"source {source.name!r} is too short: {n_train} tokens to train on, {n_valid} to test")
         weight = source.weight / total_weight
         rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})

@@ -29,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} -h lists the flags)")
 
 
-FREE_TEXT = ("prompt", "infill", "draft")  # flags that may be empty
+FREE_TEXT = ("prompt", "infill")  # flags that may be empty
 BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 

@@ -6,11 +6,9 @@ run may go on with another number of ranks, with or without --fsdp.
 """
 import warnings
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 import torch.nn as nn
-from torch.utils.checkpoint import checkpoint
 
 from engine.devices import choose_compile, choose_dtype
 
@@ -27,13 +25,11 @@ class LossModule(nn.Module):
 
 
 def prepare(model, token_loss, config, world, device):
-    """Return (LossModule, autocast context, dtype) of a training run, compiled, recomputed and spread as its flags say.
+    """Return (LossModule, autocast context, dtype) of a training run, compiled and spread as its flags say.
 
     Raises UserError for what this machine lacks.
     """
     dtype, compiled = choose_dtype(config.dtype, device, model.shape["width"]), choose_compile(config.compile, device)
-    if config.recompute:
-        recompute_blocks(model)
     if compiled:
         compile_model(model, blockwise=config.fsdp)
         token_loss = torch.compile(token_loss)
@@ -52,12 +48,6 @@ def compile_model(model, blockwise=False, dynamic=None):
     else:
         for name in ("encode", "states", "logits"):
             setattr(model, name, torch.compile(getattr(model, name), dynamic=dynamic))
-
-
-def recompute_blocks(model):
-    """Let activations inside a block be computed again for the backward pass, not kept (arXiv 1604.06174)."""
-    for block in (*(model.encoder or ()), *model.blocks):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def spread(loss_module, fsdp, world, device, dtype):
@@ -91,11 +81,6 @@ def synchronised(loss_module, last):
     return loss_module.no_sync() if is_copy and not last else nullcontext()
 
 
-def is_shard(x):
-    """Return whether x is a DTensor, known by its method: the import of its class takes half a second, too."""
-    return hasattr(x, "full_tensor")
-
-
 def whole(state, rank=0):
     """Return a tensor, or a dict or list of them, with shards put together: to be called on all ranks.
 
@@ -105,7 +90,7 @@ def whole(state, rank=0):
         return {key: whole(value, rank) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
         return type(state)(whole(value, rank) for value in state)
-    if not is_shard(state):
+    if not hasattr(state, "full_tensor"):  # of a DTensor, whose class takes half a second to import
         return state
     full = state.full_tensor()
     return full.cpu() if rank == 0 else None
@@ -114,7 +99,7 @@ def whole(state, rank=0):
 def load_optimizer(optimizer, state):
     """Load the state dict of a checkpoint, whose tensors are whole; a rank of a sharded model takes its share of them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if is_shard(parameters[0]):
+    if hasattr(parameters[0], "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
         share = lambda x, p: distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
         state = state | {"state": {i: {key: share(x, parameters[i]) if x.dim() else x for key, x in moments.items()}

@@ -4,11 +4,9 @@
     python experiments/bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
     python experiments/bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
 
-Every ratio is of runs that took turns in this process: the median over --rounds of (this one's time / the yardstick's of the
-same round), with the quartiles. Seconds depend on what else the machine does; ratios much less. The yardstick of training is
-plain_gpt.py, that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where others are.
-AR without a cache is timed eager, up to 1 TFLOP. FLOPs are those of the weights. MB: the most that a step has allocated at
-once, with weights and moments.
+Every ratio is of runs that took turns in this process: the median over --rounds, with the quartiles (low, high). The yardstick
+of training is plain_gpt.py, that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where
+others are. FLOPs are those of the weights. MB: the most that a step has allocated at once, with weights and moments.
 """
 import copy
 import itertools
@@ -100,12 +98,6 @@ def peak_memory(function, kept, device):
     return kept + max(itertools.accumulate(changes))
 
 
-def allow_tf32(yes, device):
-    """Let float32 products be TF32, as in train_loop.py, or not, as in sample.py."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if yes else "highest")
-
-
 def name_of(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
@@ -115,8 +107,7 @@ def name_of(device):
 def kinds(V):
     """Return {kind of training: its process} for a vocabulary of V."""
     ar = Autoregressive(0, 1, 2)
-    return {"plain GPT": ar, "AR, no inputs": ar, "AR": ar, "absorbing": Absorbing(V - 1), "uniform (SUNDAE)": Uniform(V),
-            "uniform, inputs twice": Uniform(V, inputs_attention="full")}
+    return {"plain GPT": ar, "AR, no inputs": ar, "AR": ar, "absorbing": Absorbing(V - 1), "uniform (SUNDAE)": Uniform(V)}
 
 
 def training_step(kind, config, device, dtype, compiled):
@@ -127,14 +118,10 @@ def training_step(kind, config, device, dtype, compiled):
     tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
     noise, batch, model = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1]), Transformer(V, *shape)
     passes = 2 if process.name == "uniform" else 1
-    encodings = passes if process.inputs_attention == "full" else 1
-    work = 3 * B * (encodings * flops(model.shape, S, logits=False) + passes * flops(model.shape, T))
+    work = 3 * B * (flops(model.shape, S, logits=False) + passes * flops(model.shape, T))
     model = (PlainGPT(V, *shape, T) if kind == "plain GPT" else model).to(device)
     if compiled:
-        if kind == "plain GPT":
-            model.compile(dynamic=False)
-        else:
-            compile_model(model, dynamic=False)
+        model.compile(dynamic=False) if kind == "plain GPT" else compile_model(model, dynamic=False)
     nats = torch.compile(cross_entropy, dynamic=False) if compiled else cross_entropy
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
@@ -151,62 +138,42 @@ def training_step(kind, config, device, dtype, compiled):
 
 def bench_training(config, device):
     """Yield rows, one for each kind of training step in each dtype, eager and compiled; the kinds of a mode take turns."""
-    allow_tf32(True, device)
     tokens = config.batch_size * (config.input_len + config.target_len)
     for dtype, compiled in itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]):
         steps = {kind: training_step(kind, config, device, dtype, compiled) for kind in kinds(config.vocab_size)}
         times = take_turns({kind: step for kind, (step, *_) in steps.items()}, config.rounds, device)
         for kind, (step, work, kept) in steps.items():
             seconds, (middle, low, high) = median(times[kind]), ratio(times[kind], times["plain GPT"])
-            yield dict(what=kind, dtype=dtype, compiled=compiled, seconds=seconds, ratio=middle, low=low, high=high,
-                       tokens_per_second=tokens / seconds, flops=work, gflops_per_second=work / seconds / 1e9,
-                       ar=ratio(times[kind], times["AR"])[0], arithmetic=work / steps["AR"][1],
-                       memory=peak_memory(step, kept, device))
+            yield {"what": kind, "dtype": dtype, "compiled": compiled, "seconds": seconds, "tokens/s": tokens / seconds,
+                   "x plain GPT": middle, "low": low, "high": high, "x AR": ratio(times[kind], times["AR"])[0],
+                   "FLOPs x AR": work / steps["AR"][1], "GFLOP/s": work / seconds / 1e9,
+                   "MB": peak_memory(step, kept, device) / 1e6}
         del steps, step  # the models, before the next ones are made
 
 
 # ---- decoding ----
 
-@torch.no_grad()
-def decode_uncached(process, model, batch):
-    """AR decoding without a cache: every token costs a pass over all before it, inputs included. Greedy."""
-    tokens = torch.full_like(batch.targets, process.start)
-    for i in range(batch.targets.size(1)):
-        context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
-        states = model.states(process.feed(tokens[:, :i + 1]), context, "causal")        # (B, i + 1, C)
-        tokens[:, i] = model.logits(states[:, -1]).argmax(-1)
-    return tokens
-
-
 def decoders(config, model, B, T, several, compiled=False):
-    """Return {name: (function, FLOPs)} of all ways to fill a canvas (B, T).
-
-    several: (n_steps, n_samples, inputs_attention) of each way by diffusion.
-    """
+    """Return {name: (function, FLOPs)} of all ways to fill a canvas (B, T); several: (n_steps, n_samples) of diffusion."""
     if compiled:
         model = copy.copy(model)  # of the same weights
         compile_model(model)
     S, V, device = config.input_len, config.vocab_size, model.embedding.weight.device
     batch = Batch(torch.randint(V, (B, S), device=device), None, torch.zeros(B, T, dtype=torch.long, device=device))
     noise, ar = Noise(0, "generate", 0, range(B)), Autoregressive(0, -1, 2)  # -1: no text ends before its canvas does
-    passed = lambda silent, read: B * (flops(model.shape, silent, logits=False) + flops(model.shape, read))  # tokens
-    found = {"AR": (lambda: list(ar.generate(model, batch, noise)), passed(S, T))}
-    work = passed(T * S + T * (T - 1) / 2, T)
-    if work < 1e12 and not compiled:  # else it takes minutes
-        found["AR, no cache"] = (lambda: decode_uncached(ar, model, batch), work)
-    for n, samples, attention in several:
-        anew = attention == "full"
-        name = f"{n} steps" + f" x {samples} samples" * (samples > 1) + ", inputs anew" * anew
-        generate = partial(Uniform(V, inputs_attention=attention).generate, model, batch, noise, n_steps=n, n_samples=samples)
-        found[name] = (lambda generate=generate: list(generate()), passed(S * n if anew else S, n * samples * T))
+    passed = lambda read: B * (flops(model.shape, S, logits=False) + flops(model.shape, read))  # tokens
+    found = {"AR": (lambda: list(ar.generate(model, batch, noise)), passed(T))}
+    for n, samples in several:
+        generate = partial(Uniform(V).generate, model, batch, noise, n_steps=n, n_samples=samples)
+        name = f"{n} steps" + f" x {samples} samples" * (samples > 1)
+        found[name] = (lambda generate=generate: list(generate()), passed(n * samples * T))
     return found
 
 
 def bench_decoding(config, device):
-    """Yield rows: AR with and without its cache, and diffusion, at every length and batch size."""
-    allow_tf32(False, device)
+    """Yield rows: AR with its cache, and diffusion, at every length and batch size."""
     numbers = lambda text: [int(n) for n in text.split(",")]
-    several = [*((n, 1, "bidirectional") for n in numbers(config.n_steps)), (10, 8, "bidirectional"), (10, 1, "full")]
+    several = [*((n, 1) for n in numbers(config.n_steps)), (10, 8)]
     for dtype in config.dtypes.split(","):
         model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[dtype]).eval()
         for B, T in itertools.product(numbers(config.decode_batch), numbers(config.lengths)):
@@ -217,30 +184,22 @@ def bench_decoding(config, device):
                 seconds = times[name, compiled]
                 middle, low, high = ratio(times["AR", compiled], seconds)
                 kept = sum(p.numel() * p.element_size() for p in model.parameters())
-                memory = peak_memory(ways[name, compiled][0], kept, device)
-                yield dict(what=name, dtype=dtype, compiled=compiled, batch=B, length=T, seconds=median(seconds), faster=middle,
-                           low=low, high=high, flops=work, memory=memory)
+                yield {"what": name, "dtype": dtype, "compiled": compiled, "batch": B, "length": T, "seconds": median(seconds),
+                       "AR takes x": middle, "low": low, "high": high, "GFLOP": work / 1e9,
+                       "MB": peak_memory(ways[name, compiled][0], kept, device) / 1e6}
 
 
 # ---- the tables ----
 
-TRAINING = {"ms": "{ms:.1f}", "tokens/s": "{tokens_per_second:,.0f}", "x plain GPT": "{ratio:.2f}",
-            "quartiles": "{low:.2f} {high:.2f}", "x AR": "{ar:.2f}", "FLOPs": "{arithmetic:.2f}",
-            "GFLOP/s": "{gflops_per_second:.4g}", "MB": "{mb:.0f}"}
-DECODING = {"batch": "{batch}", "length": "{length}", "ms": "{ms:.1f}", "AR takes x": "{faster:.2f}",
-            "quartiles": "{low:.2f} {high:.2f}", "GFLOP": "{gflop:.2f}", "MB": "{mb:.0f}"}
-
-
-def show(title, columns, rows):
-    """Print a table while its rows are measured; return them. columns: {heading: format of a row's values}"""
-    line = lambda words: "".join(f"{word:>{max(9, len(name) + 2)}s}" for word, name in zip(words, columns))
-    print(f"\n{title}\n{'':24s}{'dtype':10s}{'':9s}{line(columns)}", flush=True)
-    found = []
-    for r in rows:
-        values = r | dict(ms=1e3 * r["seconds"], mb=r["memory"] / 1e6, gflop=r["flops"] / 1e9)
-        print(f"{r['what']:24s}{r['dtype']:10s}{'compiled' if r['compiled'] else 'eager':9s}"
-              + line(text.format(**values) for text in columns.values()), flush=True)
-        found.append(r)
+def show(title, rows):
+    """Print rows, dicts of the same keys, as a table while they are measured; return them."""
+    found, word = [], lambda key, x: f"{f'{x:.4g}' if isinstance(x, float) else str(x):>{max(11, len(key) + 2)}s}"
+    for row in rows:
+        first, *others = row
+        if not found:
+            print(f"\n{title}\n{first:24s}" + "".join(word(key, key) for key in others))
+        found.append(row)
+        print(f"{row[first]:24s}" + "".join(word(key, row[key]) for key in others), flush=True)
     return found
 
 
@@ -281,9 +240,9 @@ def main(argv=None):
     facts = dict(device=name, n_params=n_params)
     print(f"{name}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
-                             TRAINING, bench_training(config, device))
+                             bench_training(config, device))
     save(config, **facts)  # decoding takes longer: what is known is kept
-    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", DECODING, bench_decoding(config, device))
+    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", bench_decoding(config, device))
     save(config, **facts)
 
 

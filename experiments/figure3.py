@@ -21,7 +21,7 @@ def measure(lab):
     for column, (S, T) in canvases.items():
         config = bench.Config(size=lab.size, input_len=S, lengths=str(T), n_steps="5,10,20")
         for r in bench.bench_decoding(config, device):
-            ways.setdefault(r["what"], {})[column] = [r["seconds"], r["memory"] / 1e6]
+            ways.setdefault(r["what"], {})[column] = [r["seconds"], r["MB"]]
     return {"size": lab.size, "device": bench.name_of(device), "torch": torch.__version__, "ways": ways}
 
 

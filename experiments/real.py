@@ -1,16 +1,21 @@
 """A real language model turned into a diffusion model: the cells of `reproduce.py --what=real`, and their data.
 
-SmolLM2-135M, 60 steps of 8, on the questions of SQuAD that fit a short canvas. METHODS of the rows are flags of train_diff.py.
+SmolLM2-135M, in batches of 8; columns count the examples of fine-tuning. METHODS of the rows are flags of train_diff.py.
 """
 import json
-from functools import partial
 
+from data import prepare
 from data.dataset import read_meta
 from data.folder import draft_of
 from data.tasks import SPLITS, read_jsonl
 from data.tokenizer import load_tokenizer
 
-TASK, CANVAS = "squad_short", (80, 12)  # in SmolLM2's tokens
+SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
+TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens)
+    SHORT: ("squad", (80, 12)), "squad_whole": ("squad", (384, 24)), "en_fr": ("multi30k", (32, 48)),
+    "en_de": ("multi30k_de", (32, 48)), CODE: ("code", (24, 32))}
+SOURCES = {  # prepared folder -> words for data/prepare.py that make it
+    "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
 CAUSAL = {"inputs_attention": "causal", "n_draws": 4}
 METHODS = {  # row -> flags of its fine-tuning
     "AR": {},
@@ -19,31 +24,46 @@ METHODS = {  # row -> flags of its fine-tuning
     "uniform": CAUSAL | {"shift": "false"},
     "absorbing": CAUSAL | {"shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false", "n_draws": 4}}
+SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 
 
 def cells(lab):
-    """SmolLM2-135M turned by 60 steps of 8 on SQuAD's short questions, beside fresh weights of its size."""
+    """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
+    def cell(task, row, steps, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **start):
+        flags = METHODS[row]
+        stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, TASKS[task][1], steps, lr, seed, origin, **flags,
+                          **({} if origin else start or {"init_from": "smollm2"}))
+        column = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}"
+        return lab.cell(name or row, task, stage, column, **({"n_samples": 4} if flags else {}))._replace(script=script)
+
     for seed in lab.seeds():
-        scratch = []
-        for row, flags in METHODS.items():
-            tune = partial(lab.stage, "train_diff.py" if flags else "train_ar.py", TASK, CANVAS, 60, seed=seed, **flags)
-            more = {"n_samples": 4} if flags else {}
-            yield lab.cell(row, TASK, tune(lr=3e-4, init_from="smollm2"), **more)
-            if "," not in row:
-                fresh = tune(lr=1e-3, size="30x576x9", tokenizer="smollm2")
-                scratch.append(lab.cell(f"{row}, from scratch", TASK, fresh, **more))
-        yield from scratch
+        yield from (cell(SHORT, row, 60, seed=seed) for row in METHODS)
+        yield from (cell(SHORT, row, steps, seed=seed) for steps in (20, 140) for row in SHIFTED)
+        for row in SHIFTED:
+            yield cell(SHORT, row, 60, f"{row}, from scratch", lr=1e-3, seed=seed, size="30x576x9", tokenizer="smollm2")
+            for N in (10, 40) if METHODS[row] else ():
+                text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
+                yield cell(SHORT, row, 60, f"{row}, AR2Diff_{N}", seed=seed, origin=text)
+    for task in [*TASKS][1:]:
+        yield from (cell(task, row, 240) for row in SHIFTED)
+    yield from (cell(CODE, row, 240, script="experiments/infill.py") for row in SHIFTED)
 
 
-def write_data(out):
-    """Write SQuAD again as `out`, with those of its examples that fit the canvas."""
-    (folder, meta), tokenizer = read_meta("squad"), load_tokenizer("smollm2")
-    with draft_of(out, overwrite=False) as draft:
-        for split in SPLITS:
-            examples = read_jsonl(folder / f"{split}.jsonl")
-            inputs, targets = (map(len, tokenizer.encode_batch([e[key] for e in examples])) for key in ("input", "target"))
-            rows = [json.dumps(e) + "\n" for e, i, t in zip(examples, inputs, targets) if i <= CANVAS[0] and t < CANVAS[1]]
-            if rows:  # of SQuAD's validation articles none is so short
-                (draft / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8")
-        meta |= {"name": out.name, "input_len": CANVAS[0], "target_len": CANVAS[1]}
-        (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+def write_data(lab):
+    """Write the tasks as the lab's, with those of their examples that fit, and the text that SmolLM2 goes on with."""
+    tokenizer = load_tokenizer("smollm2")
+    for out, *words in ((TEXT, "text", "--tokenizer=smollm2"), ("code", "code")):
+        if not (lab.folder / out).exists():
+            prepare.main([*words, f"--out={lab.folder / out}"])
+    for task, (source, canvas) in TASKS.items():
+        if not (lab.folder / task).exists():
+            folder, meta = read_meta(source if source in SOURCES else lab.folder / source)
+            with draft_of(lab.folder / task, overwrite=False) as draft:
+                for split in SPLITS:
+                    examples = read_jsonl(folder / f"{split}.jsonl")
+                    encoded = (tokenizer.encode_batch([e[key] for e in examples]) for key in ("input", "target"))
+                    rows = [json.dumps(e) for e, i, t in zip(examples, *encoded) if len(i) <= canvas[0] and len(t) < canvas[1]]
+                    if rows:  # of SQuAD's validation articles none is so short
+                        (draft / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+                meta |= {"name": task, "input_len": canvas[0], "target_len": canvas[1]}
+                (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

@@ -31,6 +31,7 @@ def collect(cells, results):
                             seeds={s: v for s, (v, _) in zip(seeds, scores)},
                             metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
                             tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
+                            training_seconds=fmean(known.get("training_seconds", math.nan) for known in seeds.values()),
                             seconds=fmean(r.get("seconds", math.nan) for r in results),
                             evaluations=fmean(r.get("evaluations", math.nan) for r in results),
                             commits=sorted({str(known["commit"]) for known in seeds.values()})))

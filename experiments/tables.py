@@ -40,6 +40,7 @@ SCALES = {
                    {"wmt14": (0, 500_000), "squad": (0, 500_000), "mbpp": (0, 5_000)}, (512, 512), (1e-3, 1e-3, 1e-3), 32),
 }
 DEFAULTS = {"process": "uniform", "objective": "prefix", "architecture": "decoder-only", "shift": "false"}
+CODE = ("code", "mbpp", real.CODE)
 PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
 
 
@@ -55,17 +56,17 @@ class Lab:
 
     def prepare(self, names=()):
         """Write the data that can be made here, for those tables. Raises UserError for a folder that cannot."""
-        check("real" not in names or find_folder("squad"), "no data/prepared/squad; python data/prepare.py squad makes it")
-        for task, (n, _) in self.scale.tasks.items():
-            check(n or find_folder(task), f"no data/prepared/{task}; python data/prepare.py {task} --from_dir=FOLDER makes it")
+        prepared = {task: f"{task} --from_dir=FOLDER" for task, (n, _) in self.scale.tasks.items() if not n}
+        for task, words in (prepared | (real.SOURCES if "real" in names else {})).items():
+            check(find_folder(task), f"no data/prepared/{task}; python data/prepare.py {words} makes it")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
-            if "real" in names and not (self.folder / real.TASK).exists():
-                real.write_data(self.folder / real.TASK)
+            if "real" in names:
+                real.write_data(self)
 
     def write_data(self):
         for task, (n, _) in self.scale.tasks.items():
@@ -79,7 +80,7 @@ class Lab:
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
-        made = name in ("text", real.TASK) or self.scale.tasks[name][0]
+        made = name in ("text", real.TEXT, *real.TASKS) or self.scale.tasks[name][0]
         return str(self.folder / name if made else find_folder(name) or name)
 
     def canvas(self, task):
@@ -119,15 +120,11 @@ class Lab:
         return self.pretrain("train_diff.py", seed, share, ar, lr or self.scale.lrs[1], **flags)
 
     def cell(self, row, task, stage, column=None, **flags):
-        flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if is_code(task) else {}), **flags}
+        flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if task in CODE else {}), **flags}
         return Cell(row, column or task, stage.flag("seed"), stage, tuple(sorted(flags.items())))
 
     def seeds(self):
         return range(self.scale.seeds)
-
-
-def is_code(task):
-    return task in ("code", "mbpp")
 
 
 SHARES = {"0": 0, "1 %": 0.01, "10 %": 0.1}
@@ -195,7 +192,7 @@ def curves(lab):
     for seed in lab.seeds():
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task in lab.tasks:
-            for factor in (1 / 6, 0.5, 1, 4 / 3) if is_code(task) else (0.5, 1, 2, 4):
+            for factor in (1 / 6, 0.5, 1, 4 / 3) if task in CODE else (0.5, 1, 2, 4):
                 steps = round(factor * lab.scale.tasks[task][1])
                 yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, steps=steps, size=lab.size), f"{task} {steps}")
                 for name, share in {"0": 0, "10 %": 0.1, "100 %": 1.0}.items() if factor == 1 else (("0", 0),):

@@ -213,7 +213,7 @@ def tokenizer_for(file, config, n_rows, name):
 
 
 def export(checkpoint, folder):
-    """Write model.safetensors and config.json, which names the process of a diffusion model. UserError for what cannot be."""
+    """Write model.safetensors and config.json, which names the process, too. Raises UserError for what cannot be written."""
     process, shape, folder = checkpoint["process"], checkpoint["shape"], Path(folder)
     flavour = FLAVOURS.get(shape.get("flavour"))
     check(flavour, f"this checkpoint is not of the {' or '.join(FLAVOURS)} flavour: no published model computes as its blocks")
@@ -228,7 +228,7 @@ def export(checkpoint, folder):
         "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
         "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
         "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]],
-        **({} if process["name"] == "ar" else {"ar2diff_process": process})}
+        "ar2diff_process": process}
     partial = folder.with_name(folder.name + ".partial")
     tensors = renamed(checkpoint["model"], names(flavour, shape["n_layer"]),
                       lambda ours, _, tensor: flavour.turned(ours, tensor, shape, back=True))

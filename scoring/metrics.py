@@ -5,9 +5,8 @@ It is nan for a test set of one example, which says nothing about luck.
 
     scored = METRICS[metric](predictions, examples, language)     # Scored
 
-predictions[i] lists the answers to examples[i] (one, or several samples), and examples[i] is a dict with a `target` and
-perhaps more gold answers in `references`. language (a code such as zh, or None) says how words are told apart. Code is scored
-by what sandbox.py reports: code_scores(passed, ks).
+predictions[i] lists the answers to examples[i], which has a `target` and perhaps `references`. language (zh, say, or None) says
+how words are told apart. Code is scored by what sandbox.py reports: code_scores(passed, ks).
 """
 import collections
 import math

@@ -11,11 +11,9 @@ Each program gets:
 - SIGKILL for its whole process group in the end, pass or not. What got past both limit and guard could leave the group.
 Windows has no such limits: the interpreter, the guard and the wall time remain. macOS does not limit memory.
 
-Processor time judges: on a busy machine the same program passes. Wall time, ten times as long, ends what only waits. What ran
-out of time is run once more, alone. A machine that cannot start programs is an error, never a wrong answer.
-
-A pass is proven: only the harness knows a random word, and writes it after the last test returned. No print, exit or patched
-assert does that. Deceit can: an object that equals everything, or a search through the frames of the harness.
+Processor time judges; wall time, ten times as long, ends what only waits. What ran out of time is run once more, alone. A pass
+is proven: only the harness knows a random word, and writes it after the last test returned. No print, exit or patched assert
+does that. Deceit can: an object that equals everything, or a search through the frames of the harness.
 """
 import concurrent.futures
 import inspect

@@ -1,5 +1,4 @@
 """Absorbing diffusion: the loss against its formula, and every way to reveal tokens against scripted certainties."""
-import itertools
 import math
 
 import numpy as np
@@ -186,28 +185,11 @@ def test_a_threshold_is_on_the_probability_of_the_token_that_was_drawn(temperatu
     assert not unlikely.any() and (temperature == 0) == bool((first != MASK).all())
 
 
-@pytest.mark.parametrize("block_len", [1, 2, 4, 6, 9])
-def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(block_len):
-    model, batch = tiny_model(), ragged_batch()
-    frozen = torch.zeros(4, T, dtype=torch.bool)
-    frozen[1, [1, 4]], frozen[2, :2] = True, True
-    for n_steps in range(1, 2 * T + 1):
-        drafts = drafts_of(model, batch, "confidence", n_steps=n_steps, block_len=block_len, temperature=1.0, frozen=frozen)
-        for draft in drafts[:-1]:
-            for row, fixed in zip(draft, frozen):
-                open_blocks = [i // block_len for i in range(T) if row[i] == MASK]
-                begun = [i // block_len for i in range(T) if row[i] != MASK and not fixed[i]]
-                assert not open_blocks or max(begun, default=0) <= min(open_blocks)
-        assert not (drafts[-1] == MASK).any()
-
-
-def test_without_blocks_tokens_are_revealed_out_of_order_and_with_blocks_of_one_from_left_to_right():
-    p = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]
-    for block_len, order in ((0, [1, 5, 3, 2, 4, 0]), (3, [1, 2, 0, 5, 3, 4]), (1, [0, 1, 2, 3, 4, 5])):
-        drafts = drafts_of(constant(certain(p)), ragged_batch(lengths=(4,)), "confidence", n_steps=T, block_len=block_len,
-                           temperature=0.0)
-        revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
-        assert [int(r[0].nonzero()) for r in revealed] == order
+def test_tokens_are_revealed_in_the_order_of_their_certainty():
+    model = constant(certain([0.3, 0.9, 0.5, 0.7, 0.4, 0.8]))
+    drafts = drafts_of(model, ragged_batch(lengths=(4,)), "confidence", n_steps=T, temperature=0.0)
+    revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
+    assert [int(r[0].nonzero()) for r in revealed] == [1, 5, 3, 2, 4, 0]
 
 
 def transitions(**options):
@@ -225,77 +207,32 @@ def is_share(found, of, p):
     return abs(int((found & of).sum()) / n - p) <= 4 * math.sqrt(max(p * (1 - p), 0) / n) + 1e-9
 
 
-@pytest.mark.parametrize("t_start", [1.0, 0.6])
-@pytest.mark.parametrize("remask", [0.0, 0.4, 1.0])
-def test_ancestral_steps_reveal_and_mask_again_at_the_rates_of_remdm_and_keep_the_share_of_masks(remask, t_start):
-    """ReMDM (arXiv 2503.00307), alpha = 1 - t: sigma = remask * min(1, (1 - alpha_s) / alpha_t) masks a decided token, and a
-    masked one is revealed with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t): a share s is masked afterwards."""
-    masked, after = transitions(n_steps=5, remask=remask, t_start=t_start)
-    assert len(after) == 5 and is_share(masked[0], masked[0] | True, t_start)
+def test_ancestral_steps_reveal_at_their_rates_and_keep_what_is_decided():
+    """A masked token is revealed with probability (t - s) / t, so a share s is masked afterwards."""
+    masked, after = transitions(n_steps=5)
+    assert len(after) == 5 and masked[0].all()
     for i in range(5):
-        t, s = t_start * (5 - i) / 5, t_start * (4 - i) / 5
-        sigma = remask * min(1, s / (1 - t)) if t < 1 else 0
-        assert is_share(~after[i], masked[i], (1 - s - (1 - sigma) * (1 - t)) / t)
-        assert is_share(after[i], after[i] | True, s)
-        if t < 1:
-            assert is_share(after[i], ~masked[i], sigma)
-            assert (after[i] & ~masked[i]).any() == (sigma > 0), "decided tokens are masked again only by remask"
+        t, s = (5 - i) / 5, (4 - i) / 5
+        assert is_share(~after[i], masked[i], (t - s) / t) and is_share(after[i], after[i] | True, s)
+        assert not (after[i] & ~masked[i]).any()
 
 
-def test_decoding_ends_when_no_token_is_masked_but_goes_on_where_remasking_may_change_one():
+def test_decoding_ends_when_no_token_is_masked():
     x0 = torch.randint(9, (2, T), generator=torch.Generator().manual_seed(0))
     count = lambda *decoder, **options: len(drafts_of(oracle(x0), targets_only(x0), *decoder, n_steps=12, **options)) - 1
     assert count("confidence") == T < 12 and count("threshold") == 1  # no evaluation that could reveal nothing
-    assert count("ancestral", t_start=0.1) < 12 == count("ancestral", remask=0.5, t_start=0.1)
     nothing = torch.ones(2, T, dtype=torch.bool)
-    assert count(frozen=nothing) == 1
-
-
-def test_revision_never_changes_a_token_that_was_not_masked():
-    x0 = torch.randint(9, (200, T), generator=torch.Generator().manual_seed(0))
-    for decoder in DECODERS["absorbing"]:
-        model = constant(certain([0.9] * T))
-        drafts = drafts_of(model, targets_only(x0), decoder, n_steps=4, t_start=0.5, temperature=0.0)
-        kept = model.fed[0] != MASK
-        assert 0.4 < kept.double().mean() < 0.6
-        assert torch.equal(drafts[-1], torch.where(kept, x0, torch.arange(T).expand(200, T)))
-
-
-def test_no_sample_is_preferred_for_having_had_less_to_reveal(monkeypatch):
-    """In a revision some samples start with fewer masks. Where all tokens are as certain, no sample is better than another."""
-    scores = []
-    patch_best_of(monkeypatch, lambda drafts, score, n: scores.append(score) or iter(drafts))
-    for decoder in DECODERS["absorbing"]:
-        model = constant(torch.zeros(T, V))
-        drafts_of(model, ragged_batch(), decoder, t_start=0.6, n_samples=8, n_steps=3)
-        n_masked = (model.fed[0] == MASK).sum(1)
-        assert len(n_masked.unique()) > 2
-        score = scores.pop()
-        assert (score[n_masked > 0] - math.log(V - 1)).abs().max() < 1e-5
-
-
-def test_a_sample_with_nothing_to_reveal_is_not_taken_for_a_perfect_one(monkeypatch):
-    """Unless all are so: at a low t_start most samples of a short text are the text itself."""
-    best, scores, x0 = diffusion.best_of, [], ragged_batch(lengths=(4,)).targets
-    patch_best_of(monkeypatch, lambda drafts, score, n: scores.append(score) or best(drafts, score, n))
-    for decoder in DECODERS["absorbing"]:
-        model = constant(certain([0.9] * T))
-        drafts = drafts_of(model, targets_only(x0), decoder, t_start=0.1, n_samples=8, n_steps=1)
-        n_masked = (model.fed[0] == MASK).sum(1)
-        assert n_masked.min() == 0 < n_masked.max() and n_masked[scores.pop().argmin()] > 0
-        assert not torch.equal(drafts[-1], x0)
-        assert torch.equal(drafts_of(model, targets_only(x0), decoder, n_samples=8, frozen=x0 >= 0)[-1], x0)
-        scores.clear()
+    assert count(frozen=nothing) == count("ancestral", frozen=nothing) == 1
 
 
 @pytest.mark.parametrize("decoder", DECODERS["absorbing"])
 def test_the_last_step_leaves_no_mask_whatever_is_drawn(decoder):
-    """1 - (1 - 0.1) is less than 0.1 in floating point: a number just below 1 must not keep a token masked."""
+    """A number just below 1 must not keep a token masked."""
     batch, noise = ragged_batch(lengths=(4,)), Noise(0, "generate", 0, [0])
     noise.split = lambda n: noise
     noise.uniform = lambda *shape: torch.full((1, *shape), 1 - 2.0 ** -53, dtype=torch.float64)
     masked = batch._replace(targets=torch.full_like(batch.targets, MASK))
-    for t_start, n_steps in itertools.product((1.0, 0.1, 1e-9), (1, 3, 32)):
-        options = dict(n_samples=1, t_start=t_start, n_steps=n_steps)
+    for n_steps in (1, 3, 7, 10, 32):
+        options = dict(n_samples=1, n_steps=n_steps)
         *_, draft = DECODERS["absorbing"][decoder](PROCESS, oracle(batch.targets), masked, noise, **options)
         assert torch.equal(draft, batch.targets)

@@ -13,14 +13,14 @@ from beyond.decoders import DECODERS
 from beyond.likelihood import BOUNDS, bound_of
 from conftest import EOS, MASK, PAD, T, V, Vectors, ragged_batch, row, tiny_model, train_noise
 from data.dataset import Batch
-from diffusion import PROCESSES, Absorbing, Gaussian, Uniform, begin, denoise, new_process, start_from
+from diffusion import PROCESSES, Absorbing, Gaussian, Uniform, begin, denoise, new_process, pure_noise
 from engine import cli
 from engine.noise import Noise
 
 TEXTS = torch.tensor([[*range(n), *[EOS] * (n < T), *[PAD] * (T - n - 1)] for n in range(1, T + 1)])  # as AR writes them
 TOKENIZER = SimpleNamespace(n_noise=11, mask=MASK)  # the ids of conftest.py
-NOT_FLAGS = ("frozen", "t_start", "prefix")  # of a decoder, but what a text asks for
-VALUES = dict(threshold=0.3, block_len=4, remask=1.0, top_k=3)
+NOT_FLAGS = ("frozen", "prefix")  # of a decoder, but what a text asks for
+VALUES = dict(threshold=0.3, top_k=3)
 takes = lambda decoder: inspect.signature(decoder).parameters
 # (process, decoder, options): each decoder as it is, and with each of its options that changes what it does
 WAYS = [(name, decoder, options) for name, decoders in DECODERS.items() for decoder, function in decoders.items()
@@ -120,11 +120,10 @@ def test_drafts_are_canvases_of_tokens_from_the_noise_on_and_no_mask_is_left(nam
 
 
 @every_way_of_diffusion
-@pytest.mark.parametrize("t_start", [1.0, 0.4])
-def test_what_is_frozen_stays_in_every_draft_whatever_the_model_says(name, decoder, options, t_start):
+def test_what_is_frozen_stays_in_every_draft_whatever_the_model_says(name, decoder, options):
     model, frozen, batch = Watched(model_for(new(name))), patterns(), six_rows()
     before = [x.clone() for x in (*batch, frozen)]
-    options = dict(options, n_steps=5, n_samples=3, temperature=1.0, frozen=frozen, t_start=t_start)
+    options = dict(options, n_steps=5, n_samples=3, temperature=1.0, frozen=frozen)
     drafts = drafts_of(model, batch, name, decoder, **options)
     assert all(torch.equal(draft[frozen], batch.targets[frozen]) for draft in drafts)
     assert (drafts[-1] != batch.targets)[~frozen].any(), "while the rest is written"
@@ -242,10 +241,10 @@ class Stamp(Uniform):
 
 
 @torch.no_grad()
-def guess(process, model, batch, noise, n_samples=1, frozen=None, t_start=1.0):
+def guess(process, model, batch, noise, n_samples=1, frozen=None):
     """Take the argmax of one evaluation: the shortest decoder there is."""
     context, noise, x0, frozen = begin(process, model, batch, noise, n_samples, frozen)
-    xt = start_from(process, x0, frozen, t_start, noise)
+    xt = pure_noise(process, x0, frozen, noise)
     logits = denoise(process, model, xt, context)
     drafts = [xt, torch.where(frozen, x0, logits.argmax(-1))]
     yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)

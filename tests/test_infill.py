@@ -1,9 +1,9 @@
-"""infill.py: the text around the gaps stays, every length is tried, a draft is revised and not rewritten."""
+"""infill.py: the text around the gaps stays, every length is tried."""
 import pytest
 import torch
 
 import sample
-from beyond.infill import MAX_ROWS, canvases, draft_canvas, infill
+from beyond.infill import MAX_ROWS, canvases, infill
 from beyond.likelihood import BOUNDS
 from data.tokenizer import load_tokenizer
 from engine.cli import UserError
@@ -94,22 +94,8 @@ def test_eos_and_pad_in_a_gap_that_text_follows_do_not_end_the_text(run, monkeyp
     assert text(row) == "xyz"
 
 
-def test_a_draft_is_a_canvas_that_must_fit(run):
-    writer = load_writer(run.folder, sample.GenerateConfig())
-    assert draft_canvas(writer, "abc").tolist() == [[*ids("abc"), EOS, *[PAD] * 8]]
-    assert draft_canvas(writer, "x" * 11).tolist() == [[*ids("x" * 11), EOS]]
-    with pytest.raises(UserError, match="the draft has 12 tokens and EOS, but the model's canvas holds 12"):
-        draft_canvas(writer, "x" * 12)
-
-
-def test_sample_fills_and_revises_from_the_command_line(run, capsys):
+def test_sample_fills_from_the_command_line(run, capsys):
     capsys.readouterr()
     sample.main([str(run.folder), "--infill=ab___cd", "--n_steps=2", "--n_samples=2", "--gap_len=2", "--show_steps"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[-1].startswith("ab") and lines[-1].endswith("cd")
-    sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1", "--n_samples=1",
-                 "--show_steps"])
-    assert len(capsys.readouterr().out.splitlines()) >= 4
-    if run.folder.name == "absorbing":  # no token was masked, so nothing may change
-        sample.main([str(run.folder), "--prompt=a", "--draft=abcdefgh", "--noise=1e-9", "--n_steps=1"])
-        assert capsys.readouterr().out == "abcdefgh\n"

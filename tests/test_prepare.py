@@ -98,17 +98,6 @@ def test_large_vocabularies_are_stored_in_four_bytes(tmp_path, monkeypatch):
     assert train + valid == load_tokenizer(str(ranks)).encode("\U000f0000" * 40) and max(train) > 60_000
 
 
-def test_validation_may_come_from_files_of_its_own(tmp_path):
-    for name, content in (("a", PROSE), ("b", CODE), ("va", "held out prose"), ("vb", "held_out(code)")):
-        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
-    flags = [f"--sources={tmp_path / 'a.txt'},{tmp_path / 'b.txt'}", f"--out={tmp_path / 'out'}"]
-    run(*flags, f"--valid_sources={tmp_path / 'va.txt'},{tmp_path / 'vb.txt'}")
-    assert streams(tmp_path / "out", "a") == (BPE.encode(PROSE), BPE.encode("held out prose"))
-    assert streams(tmp_path / "out", "b") == (BPE.encode(CODE), BPE.encode("held_out(code)"))
-    with pytest.raises(UserError, match="1 valid_sources for 2 sources"):
-        run(*flags, f"--valid_sources={tmp_path / 'va.txt'}", "--overwrite")
-
-
 @pytest.mark.parametrize("piece", [3, 4, 5, 7, 1 << 18])
 def test_reading_keeps_every_character_and_only_unifies_line_ends(tmp_path, monkeypatch, piece):
     monkeypatch.setattr(text, "PIECE", piece)
@@ -205,7 +194,6 @@ def bad_inputs(folder):
         f"--sources={good} --tokenizer=bpf": "did you mean 'bpe'",
         f"--sources={good} --valid_share=0": "valid_share=0.0",
         f"--sources={good} --valid_share=1": "valid_share=1.0",
-        f"--sources={good} --valid_sources={folder / 'empty.txt'}": "0 to test",
         f"--sources={good} --from_dir={folder}": "--from_dir has no meaning for 'text'",
         f"--source={good}": "did you mean --sources",
     }

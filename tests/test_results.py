@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -99,28 +100,33 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(cells, "apart", lambda function, *args: function(*args))
     monkeypatch.setattr(cells, "call", call)
     monkeypatch.setattr(dataset, "PREPARED", tmp_path / "prepared")
-    with pytest.raises(UserError, match="no data/prepared/squad; python data/prepare.py squad makes it"):
-        reproduce.main(["--what=real", *tiny])
-    (tmp_path / "prepared/squad").mkdir(parents=True)
-    monkeypatch.setattr(real, "write_data", Path.mkdir)  # that needs a tokenizer of 93 MB
+    for folder, words in real.SOURCES.items():
+        with pytest.raises(UserError, match=f"no data/prepared/{folder}; python data/prepare.py {words} makes it"):
+            reproduce.main(["--what=real", *tiny])
+        (tmp_path / "prepared" / folder).mkdir(parents=True)
+    monkeypatch.setattr(real, "write_data", lambda lab: None)  # that needs a tokenizer of 93 MB
     found = reproduce.main([f"--what={','.join(tables.TABLES)}", *tiny])
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
     pictures = {path.name for path in (tmp_path / "r/demo").glob("*.png")}
-    assert {"curves_translate.png", "curves_code.png", "decoders_code.png"} <= pictures
+    assert {"curves_translate.png", "curves_code.png", "decoders_code.png", "real_squad_short.png",
+            "real_seconds_squad_short.png", "real_code_line_middle.png"} <= pictures
     for name, (function, reference) in tables.TABLES.items():
         assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
 
 
-def test_of_squad_those_examples_are_written_again_that_fit(tmp_path, monkeypatch):
+def test_of_a_real_task_those_examples_are_written_again_that_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "PREPARED", tmp_path)
     monkeypatch.setattr(real, "load_tokenizer", lambda name: load_tokenizer("bytes"))
+    monkeypatch.setattr(real, "TASKS", {"short": ("squad", (80, 12))})
+    for made in ("code", real.TEXT):
+        (tmp_path / made).mkdir()
     fits, long_input, long_target = ({"input": "i" * i, "target": "t" * t, "references": ["t"]} for i, t in (
         (80, 11), (81, 1), (1, 12)))  # a target is closed by EOS
     (tmp_path / "squad").mkdir()
     for split, rows in {"train": [long_input, fits, long_target], "valid": [long_input], "test": [fits]}.items():
         (tmp_path / f"squad/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "squad/meta.json").write_text('{"kind": "task", "metric": "qa", "input_len": 640, "target_len": 48}')
-    real.write_data(tmp_path / "short")
+    real.write_data(SimpleNamespace(folder=tmp_path))
     assert {path.name: read_jsonl(path) for path in (tmp_path / "short").glob("*.jsonl")} == {
         "train.jsonl": [fits], "test.jsonl": [fits]}
     meta = json.loads((tmp_path / "short/meta.json").read_text())
@@ -451,8 +457,8 @@ def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatc
 
     def bench_decoding(config, device):
         measured.append((config.input_len, int(config.lengths)))
-        for what in ("AR", "AR, no cache") if len(measured) < 3 else ("AR",):
-            yield dict(what=what, seconds=measured[-1][1] / 100, memory=5e6)
+        for what in ("AR", "5 steps") if len(measured) < 3 else ("AR",):
+            yield dict(what=what, seconds=measured[-1][1] / 100, MB=5.0)
     monkeypatch.setattr(bench, "bench_decoding", bench_decoding)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append((path, [*self.axes[0].get_xticks()])))
     monkeypatch.setattr(figure3, "LENGTHS", (16, 32))
@@ -464,7 +470,7 @@ def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatc
     assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines() == [
         "| seconds (MB) | 16 | 32 | translate | qa | code | plan |", "|---|---|---|---|---|---|---|",
         "| AR | 0.160 (5) | 0.320 (5) | 0.200 (5) | 0.080 (5) | 0.320 (5) | 0.060 (5) |",
-        "| AR, no cache | 0.160 (5) | 0.320 (5) |  |  |  |  |"]
+        "| 5 steps | 0.160 (5) | 0.320 (5) |  |  |  |  |"]
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[1, 2]", '{"ways": [1]}', '{"ways": {"AR": {"16": 2}}}',

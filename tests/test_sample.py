@@ -131,10 +131,8 @@ def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags,
 
 
 @pytest.mark.parametrize("flags, decoder, expected", [
-    ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {"block_len": 0}),
-    (["--threshold=0.5"], "threshold", {"threshold": 0.5}),
-    (["--decoder=confidence", "--block_len=8"], "confidence", {"block_len": 8}),
-    (["--decoder=ancestral", "--remask=1"], "ancestral", {"remask": 1.0})])
+    ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {}),
+    (["--threshold=0.5"], "threshold", {"threshold": 0.5}), (["--decoder=ancestral"], "ancestral", {})])
 def test_flags_left_out_become_those_of_the_decoder_for_masked_diffusion(flags, decoder, expected):
     config = sample.parse(sample.Config, ["x", *flags])
     defaults = dict(temperature=0.2, n_samples=8, n_steps=32)
@@ -153,9 +151,7 @@ def test_a_prompt_that_fills_the_canvas_fits_and_one_token_more_is_refused_with_
     (["--temperature=-1"], "--temperature=-1.0 must be at least 0"), (["--target_len=0"], "--target_len=0 must be at least 1"),
     (["--seed=-1"], "--seed=-1 must be at least 0"), ([f"--seed={1 << 70}"], "below 2.32"), (["--device=gpu"], "device='gpu'"),
     (["--n_step=5"], "did you mean --n_steps"), (["--temperature=hot"], "--temperature: invalid float"),
-    (["--compile=maybe"], "compile='maybe' is not one of auto, yes, no"),
-    (["--noise=0.3"], "--noise goes with --draft"), (["--draft=a", "--noise=0"], "--noise=0.0 must be above 0 and at most 1"),
-    (["--draft=a", "--noise=1.1"], "--noise=1.1 must be"), (["--draft=a", "--infill=___"], "exclude each other")])
+    (["--compile=maybe"], "compile='maybe' is not one of auto, yes, no")])
 def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, message):
     for run in (ar_run, diff_run):
         with pytest.raises(UserError, match=message) as caught:
@@ -166,17 +162,13 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
 @pytest.mark.parametrize("kind, flags, message", [
     ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
     ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
-    ("ar", ["--infill=a___"], "--infill needs a diffusion model"), ("ar", ["--draft=a"], "--draft needs a diffusion model"),
+    ("ar", ["--infill=a___"], "--infill needs a diffusion model"),
     ("diff", ["--decoder=ancestrl"], "not one of resample, ancestral; did you mean 'ancestral'"),
     ("diff", ["--decoder=confidence"], "not one of resample, ancestral"),
     ("ar", ["--decoder=ancestral"], "--decoder is not for ar models"),
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
-    ("diff", ["--remask=0.5"], "--remask is not for uniform models"),
     ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
-    ("absorbing", ["--remask=0.5"], "--remask goes with --decoder=ancestral, not with threshold"),
-    ("absorbing", ["--block_len=4"], "--block_len goes with --decoder=confidence, not with threshold"),
-    ("absorbing", ["--decoder=confidence", "--block_len=-1"], "--block_len=-1 must be at least 0"),
     ("gaussian", ["--decoder=ancestral"], "not one of euler")])
 def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
                                                                                flags, message):

@@ -208,7 +208,7 @@ def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more, compiled", [([], True), (["--architecture=encoder-decoder", "--recompute"], False)],
+@pytest.mark.parametrize("more, compiled", [([], True), (["--architecture=encoder-decoder"], False)],
                          ids=["decoder, compiled", "encoder"])
 def test_a_run_goes_on_in_shards_on_two_ranks_and_back_on_one_to_rounding(train, task, tmp_path, more, compiled):
     flags = ["--micro_batch_size=2", "--eval_every=2", "--eval_sequences=7", *more]
