@@ -35,6 +35,7 @@ class GenerateConfig:
     decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
     # Options of one decoder; diffusion.py and beyond/decoders.py explain them
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
+    block_len: int | None = None  # confidence: finish blocks of so many positions from left to right; default: all at once
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
     seed: int = 0  # of the random draws
     device: str = "auto"  # auto, cpu, cuda or mps
@@ -55,7 +56,7 @@ class Config(GenerateConfig):
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
-          "threshold": (1e-9, 1)}
+          "block_len": (0, math.inf), "threshold": (1e-9, 1)}
 
 
 @dataclass

@@ -41,16 +41,21 @@ def reverse(V, x0, xt, t, s, rng):
 # ---- absorbing; score: mean cross-entropy of the tokens that were revealed, each when it was ----
 
 @torch.no_grad()
-def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, frozen=None):
-    """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992)."""
+def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None):
+    """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992).
+
+    block_len: finish blocks of so many positions from left to right; 0 = all at once. Else PAD, the most certain token of all,
+    comes first and cuts a text short where a model is not sure how long it is.
+    """
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, score = [pure_noise(process, x0, frozen, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
+    block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
     n_masked, n_steps = (drafts[0] == process.mask).sum(dim=1, keepdim=True), min(n_steps, x0.size(1))
     for i in range(n_steps):
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
         guess = rng.categorical(logits, temperature)
         nats = cross_entropy(logits, guess)
-        order = rank(nats.masked_fill(~masked, torch.inf))                               # certain ones first
+        order = rank((nats.double() + 1e6 * block).masked_fill(~masked, torch.inf))      # block by block, certain ones first
         reveal = masked & (order < masked.sum(dim=1, keepdim=True) - (n_masked * (n_steps - i - 1)) // n_steps)
         drafts.append(torch.where(reveal, guess, drafts[-1]))
         score = torch.where(reveal, nats, score)

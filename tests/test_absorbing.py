@@ -185,11 +185,28 @@ def test_a_threshold_is_on_the_probability_of_the_token_that_was_drawn(temperatu
     assert not unlikely.any() and (temperature == 0) == bool((first != MASK).all())
 
 
-def test_tokens_are_revealed_in_the_order_of_their_certainty():
-    model = constant(certain([0.3, 0.9, 0.5, 0.7, 0.4, 0.8]))
-    drafts = drafts_of(model, ragged_batch(lengths=(4,)), "confidence", n_steps=T, temperature=0.0)
-    revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
-    assert [int(r[0].nonzero()) for r in revealed] == [1, 5, 3, 2, 4, 0]
+@pytest.mark.parametrize("block_len", [1, 2, 4, 6, 9])
+def test_a_block_is_finished_before_the_next_begins_with_any_number_of_steps(block_len):
+    model, batch = tiny_model(), ragged_batch()
+    frozen = torch.zeros(4, T, dtype=torch.bool)
+    frozen[1, [1, 4]], frozen[2, :2] = True, True
+    for n_steps in range(1, 2 * T + 1):
+        drafts = drafts_of(model, batch, "confidence", n_steps=n_steps, block_len=block_len, temperature=1.0, frozen=frozen)
+        for draft in drafts[:-1]:
+            for row, fixed in zip(draft, frozen):
+                open_blocks = [i // block_len for i in range(T) if row[i] == MASK]
+                begun = [i // block_len for i in range(T) if row[i] != MASK and not fixed[i]]
+                assert not open_blocks or max(begun, default=0) <= min(open_blocks)
+        assert not (drafts[-1] == MASK).any()
+
+
+def test_without_blocks_tokens_are_revealed_out_of_order_and_with_blocks_of_one_from_left_to_right():
+    p = [0.3, 0.9, 0.5, 0.7, 0.4, 0.8]
+    for block_len, order in ((0, [1, 5, 3, 2, 4, 0]), (3, [1, 2, 0, 5, 3, 4]), (1, [0, 1, 2, 3, 4, 5])):
+        drafts = drafts_of(constant(certain(p)), ragged_batch(lengths=(4,)), "confidence", n_steps=T, block_len=block_len,
+                           temperature=0.0)
+        revealed = [(a == MASK) & (b != MASK) for a, b in zip(drafts, drafts[1:])]
+        assert [int(r[0].nonzero()) for r in revealed] == order
 
 
 def transitions(**options):

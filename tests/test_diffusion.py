@@ -29,6 +29,7 @@ WAYS = {  # every way to generate: process, decoder, options
     "ancestral": (PROCESS, "ancestral", {}),
     "threshold": (ABSORBING, "threshold", {}),
     "confidence": (ABSORBING, "confidence", {}),
+    "confidence-blocks": (ABSORBING, "confidence", {"block_len": 4}),  # the last block is shorter
     "masked-ancestral": (ABSORBING, "ancestral", {}),
     "euler": (GAUSSIAN, "euler", {}),
 }

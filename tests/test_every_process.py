@@ -20,7 +20,7 @@ from engine.noise import Noise
 TEXTS = torch.tensor([[*range(n), *[EOS] * (n < T), *[PAD] * (T - n - 1)] for n in range(1, T + 1)])  # as AR writes them
 TOKENIZER = SimpleNamespace(n_noise=11, mask=MASK)  # the ids of conftest.py
 NOT_FLAGS = ("frozen", "prefix")  # of a decoder, but what a text asks for
-VALUES = dict(threshold=0.3, top_k=3)
+VALUES = dict(threshold=0.3, block_len=4, top_k=3)
 takes = lambda decoder: inspect.signature(decoder).parameters
 # (process, decoder, options): each decoder as it is, and with each of its options that changes what it does
 WAYS = [(name, decoder, options) for name, decoders in DECODERS.items() for decoder, function in decoders.items()

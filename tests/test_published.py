@@ -217,6 +217,14 @@ def test_a_diffusion_model_goes_out_comes_back_and_is_not_taken_for_ar(train, ta
         refused(message, lambda: process_of(load_checkpoint(folder)))
 
 
+def test_an_ar_model_of_a_task_goes_out_and_comes_back_with_its_own_start_token(tmp_path):
+    made(tmp_path / "a", "llama")
+    c = load_checkpoint(tmp_path / "a", tokenizer="bytes") | {"input_len": 8, "target_len": 7}
+    c["process"]["start"] = ord("\n")  # as it was fine-tuned, behind inputs
+    export(c, tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out")["process"] == c["process"]
+
+
 # ---- GGUF, written here ----
 
 SPELL = {b: c for c, b in BYTE_OF.items()}

@@ -131,8 +131,9 @@ def test_flags_left_out_become_the_papers_for_a_diffusion_model(diff_run, flags,
 
 
 @pytest.mark.parametrize("flags, decoder, expected", [
-    ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {}),
-    (["--threshold=0.5"], "threshold", {"threshold": 0.5}), (["--decoder=ancestral"], "ancestral", {})])
+    ([], "threshold", {"threshold": 0.9}), (["--decoder=confidence"], "confidence", {"block_len": 0}),
+    (["--threshold=0.5"], "threshold", {"threshold": 0.5}), (["--decoder=ancestral"], "ancestral", {}),
+    (["--decoder=confidence", "--block_len=8"], "confidence", {"block_len": 8})])
 def test_flags_left_out_become_those_of_the_decoder_for_masked_diffusion(flags, decoder, expected):
     config = sample.parse(sample.Config, ["x", *flags])
     defaults = dict(temperature=0.2, n_samples=8, n_steps=32)
@@ -169,6 +170,8 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
     ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
     ("absorbing", ["--decoder=threshold", "--threshold=1.5"], "--threshold=1.5 must be above 0 and at most 1"),
+    ("absorbing", ["--block_len=4"], "--block_len goes with --decoder=confidence, not with threshold"),
+    ("absorbing", ["--decoder=confidence", "--block_len=-1"], "--block_len=-1 must be at least 0"),
     ("gaussian", ["--decoder=ancestral"], "not one of euler")])
 def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(train, ar_run, diff_run, tmp_path, capsys, kind,
                                                                                flags, message):
