@@ -14,7 +14,7 @@ from engine.cli import UserError
 from pretrained import llama
 from pretrained.loading import build_model, load_checkpoint, tokenizer_of
 from pretrained.published import export
-from test_gpt2 import EOS, V, continuation, forward, reference_logits, tokens
+from test_gpt2 import EOS, LINE_END, V, continuation, forward, reference_logits, tokens
 from test_model import PATTERNS, left_padded, may_see
 
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -156,7 +156,7 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, pair, tmp_
     run = train(kind, tmp_path / "x", f"--init_from={pair[1]}", size, "--steps=16", "--lr=3e-3", "--warmup=1", *flags)
     losses, now = [line["loss"] for line in run.log() if "lr" in line], run.checkpoint()
     assert sum(losses[-4:]) < sum(losses[:4]) and build_model(now).shape == now["shape"]
-    assert now["process"].get("shift") == (EOS if kind == "diff" and "--shift=false" not in flags else None)
+    assert now["process"].get("shift") == (LINE_END if kind == "diff" and "--shift=false" not in flags else None)
     assert kind == "ar" or now["process"]["inputs_attention"] == ("full" if "--inputs_attention=full" in flags else "causal")
     assert tokenizer_of(now).name == "bytes"
 

@@ -115,7 +115,7 @@ def test_mbpp_is_split_by_its_ids_and_shows_the_tests(tmp_path):
         "valid": [{"input": "Keep.\nassert g()", "target": 'def g():\n\treturn """a \n\tb"""', "setup": "",
                    "tests": ["assert g()"]}],
         "test": [{"input": "Add.\nassert f(1)\nassert f(2)",
-                  "target": "def f(a):\n    if a:\n      return '\t'\n\n    return a", "setup": "y = 1\nz = 2",
+                  "target": "def f(a):\n\tif a: \n\t  return '\t'\n \n  \treturn a", "setup": "y = 1\nz = 2",
                   "tests": ["assert f(1)", "assert f(2)"]}]}
 
 
@@ -151,7 +151,7 @@ def test_real_squad_has_the_published_counts_and_no_shared_passage(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*invalid escape sequence")
-def test_real_mbpp_programs_are_unchanged_but_for_blanks(tmp_path):
+def test_real_mbpp_programs_are_unchanged_but_for_line_ends(tmp_path):
     folder = real_data()
     assert write_task("mbpp", tmp_path / "out", folder) == {"train": 374, "valid": 90, "test": 500}
     ours = [example for examples in records(tmp_path / "out").values() for example in examples]
@@ -160,7 +160,6 @@ def test_real_mbpp_programs_are_unchanged_but_for_blanks(tmp_path):
     for example in ours:
         assert ast.dump(ast.parse(example["target"])) == ast.dump(ast.parse(raw[example["input"]]["code"]))
         assert "\r" not in example["target"] + example["setup"]
-    assert sum("\t" in example["target"] for example in ours) < 10
 
 
 def test_real_mbpp_programs_pass_their_tests(tmp_path):
