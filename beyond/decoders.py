@@ -12,7 +12,6 @@ import torch
 from autoregressive import Autoregressive, best_of, cross_entropy
 from diffusion import PROCESSES, begin, denoise, pure_noise, rank
 
-# ---- uniform ----
 
 @torch.no_grad()
 def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples=8, frozen=None):
@@ -44,8 +43,7 @@ def reverse(V, x0, xt, t, s, rng):
 def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None):
     """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992).
 
-    block_len: finish blocks of so many positions from left to right; 0 = all at once. Else PAD, the most certain token of all,
-    comes first and cuts a text short where a model is not sure how long it is.
+    block_len: finish blocks of so many positions from left to right; at once (0) PAD, most certain, may cut a text short.
     """
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, score = [pure_noise(process, x0, frozen, rng)], torch.full(x0.shape, torch.nan, device=x0.device)

@@ -11,9 +11,9 @@ from data.tasks import SPLITS, read_jsonl
 from data.tokenizer import load_tokenizer
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
-TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens)
-    SHORT: ("squad", (80, 12)), "squad_whole": ("squad", (384, 24)), "en_fr": ("multi30k", (32, 48)),
-    "en_de": ("multi30k_de", (32, 48)), CODE: ("code", (24, 32))}
+TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps)
+    SHORT: ("squad", (80, 12), 60), "squad_whole": ("squad", (384, 24), 240), "en_fr": ("multi30k", (32, 48), 240),
+    "en_de": ("multi30k_de", (32, 48), 240), CODE: ("code", (24, 32), 60)}
 SOURCES = {  # prepared folder -> words for data/prepare.py that make it
     "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
 CAUSAL = {"inputs_attention": "causal", "n_draws": 4}
@@ -24,6 +24,8 @@ METHODS = {  # row -> flags of its fine-tuning
     "uniform": CAUSAL | {"shift": "false"},
     "absorbing": CAUSAL | {"shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false", "n_draws": 4}}
+DECODING = {"AR": {}, "uniform": {"n_samples": 4},
+            "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 
 
@@ -34,7 +36,7 @@ def cells(lab):
         stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, TASKS[task][1], steps, lr, seed, origin, **flags,
                           **({} if origin else start or {"init_from": "smollm2"}))
         column = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}"
-        return lab.cell(name or row, task, stage, column, **({"n_samples": 4} if flags else {}))._replace(script=script)
+        return lab.cell(name or row, task, stage, column, **DECODING[row.split(",")[0]])._replace(script=script)
 
     for seed in lab.seeds():
         yield from (cell(SHORT, row, 60, seed=seed) for row in METHODS)
@@ -45,8 +47,8 @@ def cells(lab):
                 text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
                 yield cell(SHORT, row, 60, f"{row}, AR2Diff_{N}", seed=seed, origin=text)
     for task in [*TASKS][1:]:
-        yield from (cell(task, row, 240) for row in SHIFTED)
-    yield from (cell(CODE, row, 240, script="experiments/infill.py") for row in SHIFTED)
+        yield from (cell(task, row, TASKS[task][2]) for row in SHIFTED)
+    yield from (cell(CODE, row, TASKS[CODE][2], script="experiments/infill.py") for row in SHIFTED)
 
 
 def write_data(lab):
@@ -55,7 +57,7 @@ def write_data(lab):
     for out, *words in ((TEXT, "text", "--tokenizer=smollm2"), ("code", "code")):
         if not (lab.folder / out).exists():
             prepare.main([*words, f"--out={lab.folder / out}"])
-    for task, (source, canvas) in TASKS.items():
+    for task, (source, canvas, _) in TASKS.items():
         if not (lab.folder / task).exists():
             folder, meta = read_meta(source if source in SOURCES else lab.folder / source)
             with draft_of(lab.folder / task, overwrite=False) as draft:
