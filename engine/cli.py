@@ -161,11 +161,8 @@ def run(main):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be written at exit, to nobody
         sys.exit(141)  # 128 + SIGPIPE
     except UserError as error:
-        sys.exit(_fail("error: " + " ".join(str(error).split()), 2))
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(_fail("interrupted", 130))
-
-
-def _fail(message, code):
-    print(message, file=sys.stderr)
-    return code
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -234,11 +234,10 @@ def save(config, **found):
 def main(argv=None):
     config = parse(Config, argv)
     device = checked(config)
-    name = name_of(device)
     with torch.device("meta"):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
-    facts = dict(device=name, n_params=n_params)
-    print(f"{name}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
+    facts = dict(device=name_of(device), n_params=n_params)
+    print(f"{facts['device']}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
     facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
                              bench_training(config, device))
     save(config, **facts)  # decoding takes longer: what is known is kept

@@ -37,7 +37,6 @@ from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py", "experiments/infill.py")
-NO_MATTER = ("demo.py", "nano.py", "reproduce.py")
 FLOPS_PER_SECOND = 2e10  # of a core, until a stage was timed here
 
 
@@ -118,10 +117,15 @@ def content(folder):
     return found.hexdigest()[:12] if Path(folder).exists() else str(folder)
 
 
+def sources():
+    """Return {path: text} of the code that numbers depend on."""
+    files = [path for pattern in MATTERS for path in sorted(ROOT.glob(pattern))]
+    return {path: path.read_text(encoding="utf-8") for path in files if path.name not in ("demo.py", "nano.py", "reproduce.py")}
+
+
 def code_version():
     """Return a hash of what a number depends on but its cell: this code (comments left out), torch, the kind of device."""
-    files = [path for pattern in MATTERS for path in sorted(ROOT.glob(pattern))]
-    trees = [ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files if path.name not in NO_MATTER]
+    trees = [ast.dump(ast.parse(text)) for text in sources().values()]
     return digest([trees, torch.__version__, pick_device("auto").type])
 
 
@@ -140,7 +144,7 @@ class Store:
 
     def __init__(self, folder, names=None):
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
-        self.code, self.names = code_version(), names or {}
+        self.code, self.sources, self.names = code_version(), sources(), names or {}
 
     def place(self, stage):
         """Return the folder of a run."""
@@ -180,7 +184,7 @@ class Store:
 
     def unchanged(self):
         """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
-        check(code_version() == self.code, "the code was edited while cells were run; start again")
+        check(sources() == self.sources, "the code was edited while cells were run; start again")
         return self.code
 
     def command(self, job):
