@@ -11,19 +11,18 @@ from data.tasks import SPLITS, read_jsonl
 from data.tokenizer import load_tokenizer
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
-TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps)
-    SHORT: ("squad", (80, 12), 60), "squad_whole": ("squad", (384, 24), 240), "en_fr": ("multi30k", (32, 48), 240),
-    "en_de": ("multi30k_de", (32, 48), 240), CODE: ("code", (24, 32), 60)}
+TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps, n_draws)
+    SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 120, 4), "en_fr": ("multi30k", (32, 48), 240, 1),
+    "en_de": ("multi30k_de", (32, 48), 240, 1), CODE: ("code", (24, 32), 60, 1)}
 SOURCES = {  # prepared folder -> words for data/prepare.py that make it
     "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
-CAUSAL = {"inputs_attention": "causal", "n_draws": 4}
 METHODS = {  # row -> flags of its fine-tuning
     "AR": {},
-    "uniform, shift": CAUSAL | {"shift": "true"},
-    "absorbing, shift": CAUSAL | {"shift": "true", "process": "absorbing"},
-    "uniform": CAUSAL | {"shift": "false"},
-    "absorbing": CAUSAL | {"shift": "false", "process": "absorbing"},
-    "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false", "n_draws": 4}}
+    "uniform, shift": {"inputs_attention": "causal", "shift": "true"},
+    "absorbing, shift": {"inputs_attention": "causal", "shift": "true", "process": "absorbing"},
+    "uniform": {"inputs_attention": "causal", "shift": "false"},
+    "absorbing": {"inputs_attention": "causal", "shift": "false", "process": "absorbing"},
+    "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"}}
 DECODING = {"AR": {}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
@@ -32,20 +31,21 @@ SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 def cells(lab):
     """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
     def cell(task, row, steps, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **start):
-        flags = METHODS[row]
-        stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, TASKS[task][1], steps, lr, seed, origin, **flags,
+        _, canvas, _, n_draws = TASKS[task]
+        flags = METHODS[row] | ({"n_draws": n_draws} if row != "AR" else {})
+        stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, canvas, steps, lr, seed, origin, **flags,
                           **({} if origin else start or {"init_from": "smollm2"}))
         column = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}"
         return lab.cell(name or row, task, stage, column, **DECODING[row.split(",")[0]])._replace(script=script)
 
     for seed in lab.seeds():
         yield from (cell(SHORT, row, 60, seed=seed) for row in METHODS)
-        yield from (cell(SHORT, row, steps, seed=seed) for steps in (20, 140) for row in SHIFTED)
-        for row in SHIFTED:
-            yield cell(SHORT, row, 60, f"{row}, from scratch", lr=1e-3, seed=seed, size="30x576x9", tokenizer="smollm2")
-            for N in (10, 40) if METHODS[row] else ():
-                text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
-                yield cell(SHORT, row, 60, f"{row}, AR2Diff_{N}", seed=seed, origin=text)
+    yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in SHIFTED)
+    for row in SHIFTED:
+        yield cell(SHORT, row, 60, f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
+        for N in (10, 40) if METHODS[row] else ():
+            text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
+            yield cell(SHORT, row, 60, f"{row}, AR2Diff_{N}", origin=text)
     for task in [*TASKS][1:]:
         yield from (cell(task, row, TASKS[task][2]) for row in SHIFTED)
     yield from (cell(CODE, row, TASKS[CODE][2], script="experiments/infill.py") for row in SHIFTED)
@@ -57,7 +57,7 @@ def write_data(lab):
     for out, *words in ((TEXT, "text", "--tokenizer=smollm2"), ("code", "code")):
         if not (lab.folder / out).exists():
             prepare.main([*words, f"--out={lab.folder / out}"])
-    for task, (source, canvas, _) in TASKS.items():
+    for task, (source, canvas, *_) in TASKS.items():
         if not (lab.folder / task).exists():
             folder, meta = read_meta(source if source in SOURCES else lab.folder / source)
             with draft_of(lab.folder / task, overwrite=False) as draft:

@@ -117,7 +117,7 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
 def test_of_a_real_task_those_examples_are_written_again_that_fit(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "PREPARED", tmp_path)
     monkeypatch.setattr(real, "load_tokenizer", lambda name: load_tokenizer("bytes"))
-    monkeypatch.setattr(real, "TASKS", {"short": ("squad", (80, 12), 1)})
+    monkeypatch.setattr(real, "TASKS", {"short": ("squad", (80, 12), 1, 1)})
     for made in ("code", real.TEXT):
         (tmp_path / made).mkdir()
     fits, long_input, long_target = ({"input": "i" * i, "target": "t" * t, "references": ["t"]} for i, t in (
