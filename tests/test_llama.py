@@ -14,7 +14,7 @@ from engine.cli import UserError
 from pretrained import llama
 from pretrained.loading import build_model, load_checkpoint, tokenizer_of
 from pretrained.published import export
-from test_gpt2 import EOS, LINE_END, V, continuation, forward, reference_logits, tokens
+from test_gpt2 import EOS, LINE_END, V, cached_and_whole, continuation, every_padding, forward, reference_logits, tokens
 from test_model import PATTERNS, left_padded, may_see
 
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -113,16 +113,10 @@ def test_transfer_keeps_every_tensor_and_the_causal_logits_bit_for_bit(pair, pro
     assert torch.equal(*logits) and logits[0].std() > 0.1
 
 
-@pytest.mark.parametrize("lengths", [None, [6, 2, 0], []], ids=["unpadded", "padded", "no inputs"])
+@every_padding
 def test_cached_decoding_equals_one_pass(pair, lengths):
-    model, y = build_model(pair[2]).eval(), tokens(3, 7, seed=1)
-    inputs, pad_mask = tokens(3, 0 if lengths == [] else 6), left_padded(lengths, 6) if lengths else None
-    whole = forward(model, inputs, y, ("causal", "causal"), pad_mask)
-    context = model.encode(inputs, pad_mask).repeat(2)
-    with torch.no_grad():
-        cached = torch.cat([model.decode(part.repeat_interleave(2, dim=0), context, "causal", extend=True)
-                            for part in y.split((1, 1, 3, 2), dim=1)], dim=1)
-    assert (cached[::2] - whole).abs().max() < 1e-4 and (cached[1::2] - whole).abs().max() < 1e-4
+    cached, whole, context = cached_and_whole(build_model(pair[2]).eval(), lengths)
+    assert (cached - whole).abs().max() < 1e-4
     assert context.keys[0].size(1) == pair[0].config.num_key_value_heads  # few heads are kept, not a copy for each query
 
 
