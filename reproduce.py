@@ -96,7 +96,7 @@ def main(argv=None):
         report.write(folder, name, entries, reference)
         draw(folder, name, entries)
         if name == "real":
-            draw(folder, name, entries, seconds=True)
+            draw(folder, name, [e for e in entries if (e.get("training_seconds") or 0) > 0], seconds=True)
         print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
         print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:
