@@ -275,5 +275,5 @@ TABLES = {  # the row that others are compared with
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
-    "decoders": (decoders, "uniform, resample"), "real": (real.cells, "uniform"),
+    "decoders": (decoders, "uniform, resample"), "real": (real.cells, "AR"),
 }
