@@ -37,7 +37,6 @@ from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py", "experiments/infill.py")
-FLOPS_PER_SECOND = 2e10  # of a core, until a stage was timed here
 
 
 class Stage(NamedTuple):
@@ -178,9 +177,9 @@ class Store:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def rate(self):
-        """Return the FLOPs per second and core of the stages that were timed here."""
+        """Return the FLOPs per second and core of the stages that were timed here, 2e10 before one was."""
         timed = [known(path, "work", "seconds") for path in self.stages.glob("*/done.json")]
-        return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else FLOPS_PER_SECOND
+        return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else 2e10
 
     def unchanged(self):
         """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
@@ -222,8 +221,9 @@ class Store:
             if self.result(cell):
                 return 0
             result, = call(*self.command(cell))
-            facts = dict(code=self.unchanged(), commit=commit(), work=sum(stage.work for stage in cell.stage.lineage),
-                         result=result, training_seconds=sum(self.done(stage)["seconds"] for stage in cell.stage.lineage))
+            parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
+            facts = dict(code=self.unchanged(), commit=commit(), work=sum(work for work, _ in parts), result=result,
+                         training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
             write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
         return cell.work
 
