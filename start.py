@@ -145,11 +145,9 @@ def ar_of(config, tokenizer, origin):
     An encoder's inputs see both ways. Published weights start as they did (start_of), but behind inputs from a line end: there
     EOS would say that the text is over (of an answer SmolLM2 expects the first token 2.2 nats less).
     """
-    if origin and origin["process"]["name"] == "ar":
-        ar = process_of(origin)
-    else:
-        ar = Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad,
-                            "causal" if architecture_of(config, origin) == "decoder-only" else "bidirectional")
+    is_ar, inputs = origin and origin["process"]["name"] == "ar", {"decoder-only": "causal", "encoder-decoder": "bidirectional"}
+    ar = process_of(origin) if is_ar else Autoregressive(tokenizer.mask, tokenizer.eos, tokenizer.pad,
+                                                         inputs[architecture_of(config, origin)])
     if origin and "flavour" in origin["shape"]:
         ar.start = tokenizer.encode("\n")[0] if canvas(config)[0] else start_of(tokenizer)
     return ar

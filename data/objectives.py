@@ -76,7 +76,9 @@ def row_length(objective, input_len, target_len):
     flags = f"--objective=span with --input_len={input_len} gives rows of {L} tokens"
     check(n_noise > 0, f"{flags}, too short for a span: raise --input_len")
     if n_spans > N_SENTINELS:
-        raise UserError(f"{flags} and {n_spans} spans, but there are {N_SENTINELS} sentinels: lower --input_len")
+        fits = next(n for n in range(L, 0, -1) if span_lengths(n).n_spans <= N_SENTINELS)
+        raise UserError(f"{flags} and {n_spans} spans, but there are {N_SENTINELS} sentinels: "
+                        f"lower --input_len to {span_lengths(fits).n_inputs}")
     check(n_targets <= target_len, f"{flags} and targets of {n_targets}: raise --target_len to {n_targets}")
     return L
 

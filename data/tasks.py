@@ -90,7 +90,7 @@ def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwri
         else:
             splits = _LOADERS[name](from_dir, langs)
             splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
-        counts = {split: _write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
+        counts = {split: write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
         check(all(counts.values()), f"{name}: an original file has no example: {counts}")
         language = {"multi30k": langs[-2:], "wmt14": langs[-2:], "squad": "en"}.get(name)  # of the targets
         meta = {"kind": "task", "name": name, **({"language": language} if language else {}), **_META[name], "counts": counts}
@@ -98,13 +98,10 @@ def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwri
     return counts
 
 
-def _write_jsonl(path, examples):
-    count = 0
+def write_jsonl(path, examples):
+    """Write a file of examples; return their number."""
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for example in examples:
-            file.write(json.dumps(example, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+        return sum(file.write(json.dumps(example, ensure_ascii=False) + "\n") > 0 for example in examples)
 
 
 def _sample(examples, n, seed):

@@ -18,12 +18,14 @@ def n_cores(root="/"):
     """Return how many cores this process may use at once: those it is bound to, less if its control group has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = []
-    with suppress(OSError, IndexError):  # a group is bound by those above it, too
+    with suppress(OSError, ValueError):  # version 1
+        quotas.append([float(Path(root, f"sys/fs/cgroup/cpu/cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")])
+    with suppress(OSError, IndexError):  # version 2: a group is bound by those above it, too
         own = Path(root, "sys/fs/cgroup") / Path(root, "proc/self/cgroup").read_text().strip().split("::")[1].lstrip("/")
         for folder in (own, *own.parents):
             with suppress(OSError, ValueError):  # ValueError: "max", no quota
                 quotas.append([float(word) for word in (folder / "cpu.max").read_text().split()])
-    return max(1, min([cores, *(int(quota / period) for quota, period in quotas)]))
+    return max(1, min([cores, *(int(quota / period) for quota, period in quotas if quota > 0)]))
 
 
 def pick_device(name):

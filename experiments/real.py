@@ -7,7 +7,7 @@ import json
 from data import prepare
 from data.dataset import read_meta
 from data.folder import draft_of
-from data.tasks import SPLITS, read_jsonl
+from data.tasks import SPLITS, read_jsonl, write_jsonl
 from data.tokenizer import load_tokenizer
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
@@ -30,8 +30,9 @@ SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 
 def cells(lab):
     """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
-    def cell(task, row, steps, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **start):
-        _, canvas, _, n_draws = TASKS[task]
+    def cell(task, row, steps=None, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **start):
+        _, canvas, usual, n_draws = TASKS[task]
+        steps = steps or usual
         flags = METHODS[row] | ({"n_draws": n_draws} if row != "AR" else {})
         stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, canvas, steps, lr, seed, origin, **flags,
                           **({} if origin else start or {"init_from": "smollm2"}))
@@ -39,16 +40,15 @@ def cells(lab):
         return lab.cell(name or row, task, stage, column, **DECODING[row.split(",")[0]])._replace(script=script)
 
     for seed in lab.seeds():
-        yield from (cell(SHORT, row, 60, seed=seed) for row in METHODS)
+        yield from (cell(SHORT, row, seed=seed) for row in METHODS)
     yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in SHIFTED)
     for row in SHIFTED:
-        yield cell(SHORT, row, 60, f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
+        yield cell(SHORT, row, name=f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
         for N in (10, 40) if METHODS[row] else ():
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
-            yield cell(SHORT, row, 60, f"{row}, AR2Diff_{N}", origin=text)
-    for task in [*TASKS][1:]:
-        yield from (cell(task, row, TASKS[task][2]) for row in SHIFTED)
-    yield from (cell(CODE, row, TASKS[CODE][2], script="experiments/infill.py") for row in SHIFTED)
+            yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
+    yield from (cell(task, row) for task in [*TASKS][1:] for row in SHIFTED)
+    yield from (cell(CODE, row, script="experiments/infill.py") for row in SHIFTED)
 
 
 def write_data(lab):
@@ -64,8 +64,8 @@ def write_data(lab):
                 for split in SPLITS:
                     examples = read_jsonl(folder / f"{split}.jsonl")
                     encoded = (tokenizer.encode_batch([e[key] for e in examples]) for key in ("input", "target"))
-                    rows = [json.dumps(e) for e, i, t in zip(examples, *encoded) if len(i) <= canvas[0] and len(t) < canvas[1]]
+                    rows = [e for e, i, t in zip(examples, *encoded) if len(i) <= canvas[0] and len(t) < canvas[1]]
                     if rows:  # of SQuAD's validation articles none is so short
-                        (draft / f"{split}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+                        write_jsonl(draft / f"{split}.jsonl", rows)
                 meta |= {"name": task, "input_len": canvas[0], "target_len": canvas[1]}
                 (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")

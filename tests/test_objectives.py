@@ -311,7 +311,7 @@ def test_the_default_is_prefix_or_causal_without_inputs():
      "--objective=span with --input_len=128 gives rows of 142 tokens and targets of 29: raise --target_len to 29"),
     (["--objective=span", "--input_len=3"], "--input_len=3 gives rows of 3 tokens, too short for a span: raise --input_len"),
     (["--objective=span", "--input_len=1809", "--target_len=999"],
-     "--input_len=1809 gives rows of 2010 tokens and 101 spans, but there are 100 sentinels: lower --input_len"),
+     "--input_len=1809 gives rows of 2010 tokens and 101 spans, but there are 100 sentinels: lower --input_len to 1808"),
     (["--objective=span", "--input_len=1000", "--target_len=300"], "tokens, but --input_len=1000 --target_len=300 need 1112")])
 def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_trained(train, text, tmp_path, flags, message):
     for kind in ("ar", "diff"):

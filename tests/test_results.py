@@ -204,7 +204,7 @@ reproduce.main(["--what=table2", "--allow_code_execution", "--out=" + sys.argv[1
     tables_of = [json.loads((tmp_path / name / "demo/table2.json").read_text(encoding="utf-8")) for name in ("whole", "killed")]
     for table in tables_of:
         for e in table["entries"]:
-            e.pop("seconds"), e.pop("training_seconds")
+            del e["seconds"], e["training_seconds"]
     assert tables_of[0] == tables_of[1]
 
 
@@ -448,6 +448,18 @@ def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
         result, = infill.main([str(run.folder), "--n_examples=3"])
         assert {"exact_match", "gap"} <= set(result["scores"]) and result["n"] == 3
     assert "network evaluations" in capsys.readouterr().out
+
+
+def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
+    lab = tables.Lab(tables.SCALES["demo"], tmp_path / "r")
+    cell = lab.cell("x", "translate", lab.tune("translate", 0, size="1x8x2"))
+    monkeypatch.setattr(cells, "call", lambda *words: [{}])
+    for share, seconds in ((1, 10), (0.25, 40), (0, math.nan)):  # of its steps, those behind the last stop
+        monkeypatch.setattr(cells.Store, "done", lambda self, stage, share=share: {"work": share * stage.work, "seconds": 10.0})
+        store = cells.Store(tmp_path / str(share))
+        store.cells.mkdir(parents=True)
+        store.measure(cell)
+        assert store.result(cell)["training_seconds"] == pytest.approx(seconds, nan_ok=True)
 
 
 # ---- figure 3 ----

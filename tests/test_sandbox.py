@@ -295,7 +295,7 @@ def group(root, own, **files):
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(f"0::{own}\n")
     for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_max", ".max")
+        path = root / "sys/fs/cgroup" / name.replace("__", "/").replace("_max", ".max").replace("cfs.max", "cfs_max")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
@@ -309,6 +309,13 @@ def test_cores_are_those_of_the_affinity_and_of_the_quota_not_of_the_host(monkey
     assert n_cores(group(tmp_path / "b", "/", cpu_max="max 100000")) == 8
     assert n_cores(group(tmp_path / "c", "/pod/one", pod__cpu_max="350000 100000", pod__one__cpu_max="max 100000")) == 3
     assert n_cores(group(tmp_path / "d", "/", cpu_max="50000 100000")) == 1
+    old = tmp_path / "e/sys/fs/cgroup/cpu"
+    old.mkdir(parents=True)
+    (old / "cpu.cfs_quota_us").write_text("400000\n")
+    (old / "cpu.cfs_period_us").write_text("100000\n")
+    assert n_cores(tmp_path / "e") == 4
+    (old / "cpu.cfs_quota_us").write_text("-1\n")  # no quota
+    assert n_cores(tmp_path / "e") == 8
 
 
 def test_many_programs_take_no_more_workers_than_cores(monkeypatch):
