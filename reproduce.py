@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.cli import check, one_of, parse, run
 from engine.devices import n_cores
 from experiments import figure3, report, tables
-from experiments.cells import Store
+from experiments.cells import Store, known
 from experiments.plot import picture
 
 
@@ -92,7 +92,9 @@ def main(argv=None):
             store.run(plan)
         entries, reference = report.collect(plan, map(store.result, plan)), tables.TABLES[name][1]
         if config.draw and not entries:  # cells need not be at hand: a table's own file has its numbers
-            entries = report.read(folder, name)
+            there = known(folder / f"{name}.json", "entries")
+            check(there, f"nothing is known of {name} in {folder}; run it first, without --draw")
+            entries = there["entries"]
         report.write(folder, name, entries, reference)
         draw(folder, name, entries)
         if name == "real":

@@ -224,12 +224,6 @@ def checked(config):
     return device
 
 
-def save(config, **found):
-    """Write what was found, with what it takes to find it again, where --out says so. Raises UserError."""
-    if config.out:
-        write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | found, "out")
-
-
 @out_of_memory("--batch_size", "--lengths")
 def main(argv=None):
     config = parse(Config, argv)
@@ -238,11 +232,13 @@ def main(argv=None):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     facts = dict(device=name_of(device), n_params=n_params)
     print(f"{facts['device']}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
-    facts["training"] = show(f"Training step, {config.batch_size} x ({config.input_len} + {config.target_len}) tokens",
-                             bench_training(config, device))
-    save(config, **facts)  # decoding takes longer: what is known is kept
-    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", bench_decoding(config, device))
-    save(config, **facts)
+    B, S, T = config.batch_size, config.input_len, config.target_len
+    tables = {"training": (f"Training step, {B} x ({S} + {T}) tokens", bench_training),
+              "decoding": (f"Decoding behind {S} inputs", bench_decoding)}
+    for name, (title, bench) in tables.items():
+        facts[name] = show(title, bench(config, device))
+        if config.out:  # after each of them: an interrupted run leaves what it found
+            write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | facts, "out")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
 import multiprocessing
 import sys
-import traceback
-from contextlib import suppress
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from data import synthetic
-from engine.cli import UserError, check
+from engine.cli import UserError
 
 
 def unpaired(task, n_pairs, folder, n=8000):
@@ -37,29 +37,11 @@ def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, a
 
 
 def apart(function, *args):
-    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
+    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises what it raises."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
-    reader, writer = context.Pipe(duplex=False)
-    process = context.Process(target=tell, args=(writer, function, args))
-    process.start()
-    writer.close()
     try:
-        fault, value = reader.recv()
-    except EOFError:
-        fault = "a process ended without a word; was it killed, for want of memory?"
-    process.join()
-    check(not fault, fault)
-    return value
-
-
-def tell(writer, function, args):
-    """Send (fault, value): what a function returns, or why it does not."""
-    try:
-        told = None, function(*args)
-    except BaseException as error:  # whatever it was, it is told where it can be seen
-        told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}", None
-        if not isinstance(error, (UserError, KeyboardInterrupt)):
-            traceback.print_exc(file=sys.__stderr__)
-    with suppress(BrokenPipeError):  # nobody is there any more
-        writer.send(told)
+        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+            return pool.submit(function, *args).result()
+    except BrokenProcessPool as error:
+        raise UserError("a process ended without a word; was it killed, for want of memory?") from error

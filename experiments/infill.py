@@ -4,14 +4,12 @@
     python experiments/infill.py out/ar_code --n_samples=8 --temperature=0.7 --allow_code_execution
 
 AR sees the left side alone. With --n_samples above 1 it guesses so many gaps, and the likeliest *whole* is kept: then the right
-side has its say, too. The number of missing tokens is known to all. Scores: the task's, and how often the gap is the gold one.
+side has its say, too. The number of missing tokens is known to all. Scores: the task's.
 """
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import torch
 
@@ -21,7 +19,6 @@ import eval as evaluation
 from data.dataset import pad_rows
 from engine.cli import check, parse, run
 from engine.noise import Noise
-from scoring.metrics import standard_error
 
 
 def fill(writer, batch, first, last, seed, index):
@@ -43,8 +40,8 @@ def fill(writer, batch, first, last, seed, index):
     return wholes[best], len(drafts) - 1 + (n > 1)
 
 
-def answer(same, writer, examples, config):
-    """Return what eval.answer() does, of filled gaps; append 100 to `same` for a gold one, else 0."""
+def answer(writer, examples, config):
+    """Return what eval.answer() does, of filled gaps: exact matches are gaps filled as in the gold text."""
     tokenizer, predictions = writer.tokenizer, []
     facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
     for i, example in enumerate(examples):
@@ -52,26 +49,22 @@ def answer(same, writer, examples, config):
         if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
             facts["too_long"] += 1
             predictions.append([""])
-            same.append(0.0)
             continue
         first, last, start = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3), time.perf_counter()
         batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
         filled, n = fill(writer, batch, first, last, config.seed, i)
-        filled = filled.tolist()[:len(target)]
         facts["seconds"] += time.perf_counter() - start
         facts["evaluations"] += n
-        same.append(100.0 * (filled == target))
-        predictions.append([tokenizer.decode([token for token in filled if token < tokenizer.n_text])])
+        predictions.append([tokenizer.decode([token for token in filled.tolist()[:len(target)] if token < tokenizer.n_text])])
     return predictions, facts
 
 
 def main(argv=None):
-    config, same = parse(evaluation.Config, argv), []
+    config = parse(evaluation.Config, argv)
     evaluation.check_flags(config)
     check(not (config.drafter or config.out or config.json or config.metric == "bits") and config.n_programs == 1,
           "--drafter, --out, --json, --n_programs and --metric=bits are eval.py's, not for infilling")
-    found = evaluation.evaluate(replace(config, strict=True), partial(answer, same))
-    found["scores"]["gap"] = fmean(same), standard_error(same)
+    found = evaluation.evaluate(replace(config, strict=True), answer)
     print("\n".join(evaluation.report(found)))
     return [found]
 

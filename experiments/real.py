@@ -12,8 +12,8 @@ from data.tokenizer import load_tokenizer
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
 TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps, n_draws)
-    SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 120, 4), "en_fr": ("multi30k", (32, 48), 240, 1),
-    "en_de": ("multi30k_de", (32, 48), 240, 1), CODE: ("code", (24, 32), 60, 1)}
+    SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 60, 4), "en_fr": ("multi30k", (32, 48), 120, 1),
+    "en_de": ("multi30k_de", (32, 48), 120, 1), CODE: ("code", (24, 32), 240, 1)}
 SOURCES = {  # prepared folder -> words for data/prepare.py that make it
     "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
 METHODS = {  # row -> flags of its fine-tuning
@@ -23,6 +23,9 @@ METHODS = {  # row -> flags of its fine-tuning
     "uniform": {"inputs_attention": "causal", "shift": "false"},
     "absorbing": {"inputs_attention": "causal", "shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"}}
+KNOBS = {  # of "absorbing, shift", one at a time -> flags
+    "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "annealed": {"anneal_steps": 30},
+    "AR loss": {"ar_weight": 0.5}, "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
 DECODING = {"AR": {}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
@@ -30,17 +33,17 @@ SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 
 def cells(lab):
     """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
-    def cell(task, row, steps=None, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **start):
+    def cell(task, row, steps=None, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **more):
         _, canvas, usual, n_draws = TASKS[task]
-        steps = steps or usual
-        flags = METHODS[row] | ({"n_draws": n_draws} if row != "AR" else {})
-        stage = lab.stage("train_diff.py" if flags else "train_ar.py", task, canvas, steps, lr, seed, origin, **flags,
-                          **({} if origin else start or {"init_from": "smollm2"}))
+        trainer, flags = ("train_ar.py", {}) if row == "AR" else ("train_diff.py", {"n_draws": n_draws})
+        start, steps = {} if origin or "size" in more else {"init_from": "smollm2"}, steps or usual
+        stage = lab.stage(trainer, task, canvas, steps, lr, seed, origin, **start, **flags | METHODS[row] | more)
         column = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}"
         return lab.cell(name or row, task, stage, column, **DECODING[row.split(",")[0]])._replace(script=script)
 
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         yield from (cell(SHORT, row, seed=seed) for row in METHODS)
+    yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
     yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in SHIFTED)
     for row in SHIFTED:
         yield cell(SHORT, row, name=f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")

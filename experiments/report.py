@@ -1,9 +1,8 @@
 """From the results of cells to a table: means over seeds, standard errors, and marks where a difference may be luck."""
-import json
 import math
 from statistics import fmean, stdev
 
-from engine.cli import UserError, check, write_json
+from engine.cli import write_json
 
 
 def summary(values, errors):
@@ -69,16 +68,6 @@ def markdown(entries, reference):
                         f"all answer the same examples. `=`: less than two standard errors of their difference, "
                         f"taken seed by seed, from the row {reference!r}; with 3 seeds chance alone passes two in about one of "
                         f"five."]
-
-
-def read(folder, name):
-    """Return the entries that write() wrote. Raises UserError."""
-    path = folder / f"{name}.json"
-    check(path.exists(), f"nothing is known of {name} in {folder}; run it first, without --draw")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what reproduce.py writes ({type(error).__name__}: {error})") from error
 
 
 def write(folder, name, entries, reference):

@@ -84,9 +84,8 @@ class Lab:
         return str(self.folder / name if made else find_folder(name) or name)
 
     def canvas(self, task):
-        if self.scale.tasks[task][0]:
-            return synthetic.META[task]["input_len"], synthetic.META[task]["target_len"]
-        meta = read_meta(task)[1] if find_folder(task) else {}
+        made = self.scale.tasks[task][0]
+        meta = synthetic.META[task] if made else read_meta(task)[1] if find_folder(task) else {}
         return meta.get("input_len", 512), meta.get("target_len", 256)
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):
@@ -123,9 +122,6 @@ class Lab:
         flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if task in CODE else {}), **flags}
         return Cell(row, column or task, stage.flag("seed"), stage, tuple(sorted(flags.items())))
 
-    def seeds(self):
-        return range(self.scale.seeds)
-
 
 SHARES = {"0": 0, "1 %": 0.01, "10 %": 0.1}
 
@@ -133,7 +129,7 @@ SHARES = {"0": 0, "1 %": 0.01, "10 %": 0.1}
 def table2(lab):
     """AR, diffusion and AR2Diff_N on every task and size; at the largest size with --shift, too."""
     for size in reversed(lab.scale.sizes):
-        for seed in lab.seeds():
+        for seed in range(lab.scale.seeds):
             ar = lab.pretrain("train_ar.py", seed, size=size)
             same, equal = (lab.pretrain("train_diff.py", seed, share, size=size) for share in (1, lab.equal_flops(size)))
             for task in lab.tasks:
@@ -151,7 +147,7 @@ def table2(lab):
 
 def table1(lab):
     """Architecture x pretraining objective, all of it diffusion."""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         for architecture in ("decoder-only", "encoder-decoder"):
             for objective in ("prefix", "span"):
                 flags = {"objective": objective, "architecture": architecture, "size": lab.size}
@@ -166,7 +162,7 @@ def best_of_table2(lab, task, seed, share=0.1):
 
 def table3(lab):
     """Decoding steps x samples of AR2Diff_10 %."""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         for task in lab.tasks:
             for n_steps in (5, 10, 20):
                 for n_samples in (1, 4, 8):
@@ -176,7 +172,7 @@ def table3(lab):
 
 def infill(lab):
     """The middle third of a target, both sides given; AR sees the left one, and the right one only by guessing eight times."""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task in dict.fromkeys((lab.tasks[0], lab.tasks[-1])):
             tuned = lab.tune(task, seed, ar, "train_ar.py")
@@ -189,7 +185,7 @@ def infill(lab):
 
 def curves(lab):
     """Score against fine-tuning steps: how many steps do AR weights save, and where do they cost some?"""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task in lab.tasks:
             for factor in (1 / 6, 0.5, 1, 4 / 3) if task in CODE else (0.5, 1, 2, 4):
@@ -203,7 +199,7 @@ def curves(lab):
 def rates(lab):
     """Peak learning rates of fine-tuning and of stage 2, a third and three times those of the other tables."""
     first, last, (_, stage2, tuning) = lab.tasks[0], lab.tasks[-1], lab.scale.lrs
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         for task, factor in ((first, 1 / 3), (first, 1), (first, 3), (last, 1), (last, 3)):
             lr = float(f"{factor * tuning:.3g}")
@@ -223,7 +219,7 @@ KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_atte
 
 def knobs(lab):
     """Each option of the transfer alone, in the fine-tuning of AR2Diff_0, with two processes."""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         ar = lab.pretrain("train_ar.py", seed, size=lab.size)
         code = {name: KNOBS[name] for name in ("plain", "shift", "AR loss") if name in KNOBS}  # a run takes minutes there
         for task, process, options in ((lab.tasks[0], "uniform", KNOBS), (lab.tasks[0], "absorbing", KNOBS),
@@ -237,7 +233,7 @@ def knobs(lab):
 def plan(lab):
     """Path-star graphs: what AR weights carry, and where they stand."""
     steps = lab.scale.tasks["plan"][1]
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         ar = lab.tune("plan", seed, script="train_ar.py", steps=2 * steps, batch_size=16, size=lab.size)
         yield lab.cell("AR", "plan", ar)
         for process in ("uniform", "absorbing"):
@@ -251,7 +247,7 @@ def plan(lab):
 
 def bits(lab):
     """Bits per byte of text: exact for AR, upper bounds for the others, equal steps."""
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         for name, process in (("AR", None), ("absorbing", "absorbing"), ("uniform", "uniform"), ("gaussian", "gaussian")):
             flags = {"process": process} if process else {}
             stage = lab.pretrain(f"train_{'diff' if process else 'ar'}.py", seed, size=lab.size, **flags)
@@ -261,7 +257,7 @@ def bits(lab):
 def decoders(lab):
     """Every decoder in few and many steps, one sample each, on the last of the tasks: code needs them most."""
     task = lab.tasks[-1]
-    for seed in lab.seeds():
+    for seed in range(lab.scale.seeds):
         for process in ("uniform", "absorbing"):
             steps = lab.scale.tasks[task][1] * (1 if process == "uniform" else 2)  # of one pass, not two
             stage = lab.tune(task, seed, steps=steps, process=process, size=lab.size)
