@@ -239,6 +239,9 @@ def test_decoding_ends_when_no_token_is_masked():
     count = lambda *decoder, **options: len(drafts_of(oracle(x0), targets_only(x0), *decoder, n_steps=12, **options)) - 1
     assert count("confidence") == T < 12 and count("threshold") == 1  # no evaluation that could reveal nothing
     nothing = torch.ones(2, T, dtype=torch.bool)
+    some = nothing.clone()
+    some[0, :2] = some[1, 2] = False
+    assert count("confidence", frozen=some) == 2 and count("confidence", frozen=nothing) == 0
     assert count(frozen=nothing) == count("ancestral", frozen=nothing) == 1
 
 
