@@ -51,6 +51,7 @@ def cells(lab):
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
             yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
     yield from (cell(task, row) for task in [*TASKS][1:] for row in SHIFTED)
+    yield from (cell("squad_whole", row, 180) for row in ("AR", "absorbing, shift"))
     yield from (cell(CODE, row, script="experiments/infill.py") for row in SHIFTED)
 
 
