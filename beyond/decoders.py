@@ -49,7 +49,7 @@ def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_sample
     drafts, score = [pure_noise(process, x0, frozen, rng)], torch.full(x0.shape, torch.nan, device=x0.device)
     block = torch.arange(x0.size(1), device=x0.device) // (block_len or x0.size(1))      # (T,)
     n_masked = (drafts[0] == process.mask).sum(dim=1, keepdim=True)                      # (B N, 1)
-    n_steps = min(n_steps, int(n_masked.max()))  # no more than there are gaps to fill
+    n_steps = min(n_steps, max(1, int(n_masked.max())))  # no more than there are gaps to fill
     for i in range(n_steps):
         masked, logits = drafts[-1] == process.mask, process.predict(model, drafts[-1], context)
         guess = rng.categorical(logits, temperature)
