@@ -1,8 +1,8 @@
 """What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
 import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 from data import synthetic
@@ -37,11 +37,16 @@ def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, a
 
 
 def apart(function, *args):
-    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises what it raises."""
+    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
     try:
         with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
             return pool.submit(function, *args).result()
-    except BrokenProcessPool as error:
+    except BrokenExecutor as error:
         raise UserError("a process ended without a word; was it killed, for want of memory?") from error
+    except UserError:
+        raise
+    except Exception as error:  # whatever it was, it is told where it can be seen
+        traceback.print_exception(error)
+        raise UserError(f"{type(error).__name__}: {error}") from error

@@ -4,7 +4,7 @@
     python experiments/infill.py out/ar_code --n_samples=8 --temperature=0.7 --allow_code_execution
 
 AR sees the left side alone. With --n_samples above 1 it guesses so many gaps, and the likeliest *whole* is kept: then the right
-side has its say, too. The number of missing tokens is known to all. Scores: the task's.
+side has its say, too. The number of missing tokens is known to all. Scores: the task's; exact_match: gold gaps.
 """
 import sys
 import time

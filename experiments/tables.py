@@ -84,8 +84,7 @@ class Lab:
         return str(self.folder / name if made else find_folder(name) or name)
 
     def canvas(self, task):
-        made = self.scale.tasks[task][0]
-        meta = synthetic.META[task] if made else read_meta(task)[1] if find_folder(task) else {}
+        meta = synthetic.META[task] if self.scale.tasks[task][0] else read_meta(task)[1] if find_folder(task) else {}
         return meta.get("input_len", 512), meta.get("target_len", 256)
 
     def stage(self, script, data, canvas, steps, lr, seed, origin=None, size=None, **flags):

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 import demo
@@ -310,9 +311,9 @@ def refuse():
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
     assert common.apart(str.upper, "a") == "A"
-    for function, args, kind, message in ((refuse, (), UserError, "^one line$"), (int, ("x",), ValueError, "invalid literal"),
-                                          (leave, (3,), UserError, "ended without a word")):
-        with pytest.raises(kind, match=message):
+    for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
+                                    (leave, (3,), "ended without a word")):
+        with pytest.raises(UserError, match=message):
             common.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --data=nowhere: no data folder 'nowhere'"):
         cells.call("train_ar.py", "--data=nowhere")
@@ -448,6 +449,16 @@ def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
         result, = infill.main([str(run.folder), "--n_examples=3"])
         assert "exact_match" in result["scores"] and result["n"] == 3
     assert "network evaluations" in capsys.readouterr().out
+
+
+def test_an_exact_match_is_a_gap_filled_with_the_gold_tokens(diff_run, monkeypatch):
+    def fill(writer, batch, first, last, seed, index):
+        filled = batch.targets[0].clone()
+        filled[first:last] = filled[first:last] if index < 2 else torch.tensor(writer.tokenizer.encode("#" * (last - first)))
+        return filled, 1
+    monkeypatch.setattr(infill, "fill", fill)
+    result, = infill.main([str(diff_run.folder), "--n_examples=3"])
+    assert result["scores"]["exact_match"][0] == pytest.approx(200 / 3)
 
 
 def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
