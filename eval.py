@@ -36,6 +36,7 @@ class Config(GenerateConfig):
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one the model was trained on
     split: str = "test"  # train, valid or test
     n_examples: int | None = None  # score the first n only
+    too_long: str = "fail"  # inputs that do not fit the canvas: fail (they score nothing) or drop (of the rest the first n)
     batch_size: int = 16  # examples decoded together; changes speed and rounding only
     n_programs: int = 1  # code: programs per problem, for pass@k
     k: int = 1  # code: the k of pass@k
@@ -72,20 +73,32 @@ def answer(writer, examples, config):
     return [p or [""] * config.n_programs for p in predictions], facts
 
 
-def scored_examples(config, path, meta):
-    """Return (metric, examples, language) of a task's split. Raises UserError where they cannot be scored in that way."""
+def fitting_examples(config, writer, path):
+    """Return (examples, n_left_out) of a task's split, all or those whose input fits. Raises UserError where none does."""
+    examples = read_jsonl(path / f"{config.split}.jsonl")
+    looked_at = examples if config.too_long == "drop" else examples[:config.n_examples]
+    inputs = writer.tokenizer.encode_batch([e["input"] for e in looked_at])
+    fits = [e for e, ids in zip(looked_at, inputs) if len(ids) <= writer.input_len]
+    check(fits, f"{path}, {config.split}: not one of {len(looked_at)} inputs fits the {writer.input_len} tokens of "
+                f"{config.checkpoint}" + "; --too_long=drop looks further" * (len(looked_at) < len(examples)))
+    return (fits[:config.n_examples], len(examples) - len(fits)) if config.too_long == "drop" else (looked_at, 0)
+
+
+def scored_examples(config, writer, path, meta):
+    """Return (metric, examples, language, n_left_out) of a task's split. Raises UserError where they cannot be scored so."""
     check(meta["kind"] == "task", f"{path} holds text, not a task: there is nothing to answer; --metric=bits measures it")
     name = "metric" if config.metric else "metric (in meta.json)"
     metric = one_of(name, config.metric or meta.get("metric", "exact"), judge.METRICS)
     check(metric != "code" or config.allow_code_execution,
           "scoring code means running programs that a model wrote; read the top of scoring/sandbox.py, then say "
           "--allow_code_execution")
-    examples = read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
+    check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
+    examples, n_left_out = fitting_examples(config, writer, path)
     language = meta.get("language") or metrics.language_of(text for e in examples for text in metrics.gold_answers(e))
     if metric == "code":
         check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
         check_canaries()
-    return metric, examples, language
+    return metric, examples, language, n_left_out
 
 
 def provenance(config, checkpoint, writer, path, split):
@@ -130,6 +143,7 @@ def check_flags(config):
     check(config.k <= config.n_programs, f"pass@{config.k} needs at least as many programs: --n_programs={config.n_programs}")
     check(0 < config.timeout < 1e6, f"--timeout={config.timeout} must be above 0 and below a million seconds")
     one_of("split", config.split, ("train", "valid", "test"))
+    one_of("too_long", config.too_long, ("fail", "drop"))
     check(config.out is None or config.out != config.json, "--out and --json must be two files")
     check_new(config.out, "out")
     check_new(config.json, "json")
@@ -155,8 +169,7 @@ def evaluate(config, answer_with=answer):
     writer = load_writer(config.checkpoint, config)
     check(config.n_programs == 1 or not is_greedy(writer),
           f"--n_programs={config.n_programs} greedy programs would all be the same; set --temperature above 0")
-    metric, examples, language = scored_examples(config, path, meta)
-    check(writer.input_len > 0, f"{config.checkpoint} is a plain language model (input_len 0): fine-tune it on a task first")
+    metric, examples, language, n_left_out = scored_examples(config, writer, path, meta)
     fault = judge.gold_fault(metric, examples, language, config.timeout)
     check(not (fault and config.strict), f"--strict: {path}, {config.split}: {fault}")
     if fault:
@@ -170,7 +183,7 @@ def evaluate(config, answer_with=answer):
     scored = judge.score(metric, predictions, examples, language, config.k, config.timeout)
     return dict(**scored._asdict(), gold=fault, n=n, metric=metric,
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
-                unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"],
+                unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"], n_left_out=n_left_out,
                 distinct_2=metrics.distinct_n(answers, 2),
                 evaluations=facts["evaluations"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
                 seconds=facts["seconds"] / n_answers, decoder=writer.decoder, options=writer.options, drafter=config.drafter,
@@ -192,6 +205,7 @@ def report(r):
     lines = [f"{r['checkpoint']} ({r['process']}; {options}; seed {r['seed']}) {facts}", trained]
     lines += [f"  {name:14s} {value:6.2f} % +- {error:.2f}" for name, (value, error) in r["scores"].items()]
     lines += [f"  warning: {r['gold']}"] if r["gold"] else []
+    lines += [f"  left out, too long: {r['n_left_out']}"] if r["n_left_out"] else []
     lines += [f"  failed: {judge.counted(r['failures'])}"] if r["failures"] else []
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}, "
               f"distinct-2 {r['distinct_2']:.3f}",

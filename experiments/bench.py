@@ -117,8 +117,7 @@ def training_step(kind, config, device, dtype, compiled):
     T = config.input_len + config.target_len - S
     tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
     noise, batch, model = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1]), Transformer(V, *shape)
-    passes = 2 if process.name == "uniform" else 1
-    work = 3 * B * (flops(model.shape, S, logits=False) + passes * flops(model.shape, T))
+    work = 3 * B * (flops(model.shape, S, logits=False) + (2 if process.name == "uniform" else 1) * flops(model.shape, T))
     model = (PlainGPT(V, *shape, T) if kind == "plain GPT" else model).to(device)
     if compiled:
         model.compile(dynamic=False) if kind == "plain GPT" else compile_model(model, dynamic=False)
@@ -232,8 +231,8 @@ def main(argv=None):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     facts = dict(device=name_of(device), n_params=n_params)
     print(f"{facts['device']}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
-    B, S, T = config.batch_size, config.input_len, config.target_len
-    tables = {"training": (f"Training step, {B} x ({S} + {T}) tokens", bench_training),
+    B, S = config.batch_size, config.input_len
+    tables = {"training": (f"Training step, {B} x ({S} + {config.target_len}) tokens", bench_training),
               "decoding": (f"Decoding behind {S} inputs", bench_decoding)}
     for name, (title, bench) in tables.items():
         facts[name] = show(title, bench(config, device))

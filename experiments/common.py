@@ -13,9 +13,8 @@ def unpaired(task, n_pairs, folder, n=8000):
     """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
     paths = []
     for i, part in enumerate(("input", "target")):
-        first = n_pairs + i * n
         paths.append(Path(folder, f"{task}_{part}s.txt"))
-        lines = [synthetic.example(task, 0, "train", k)[part] for k in range(first, first + n)]
+        lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
         paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
     return paths
 

@@ -20,6 +20,7 @@ METHODS = {  # row -> flags of its fine-tuning
     "AR": {},
     "uniform, shift": {"inputs_attention": "causal", "shift": "true"},
     "absorbing, shift": {"inputs_attention": "causal", "shift": "true", "process": "absorbing"},
+    "uniform, shift, two draws": {"inputs_attention": "causal", "shift": "true", "n_draws": 2},
     "uniform": {"inputs_attention": "causal", "shift": "false"},
     "absorbing": {"inputs_attention": "causal", "shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"}}
@@ -51,8 +52,9 @@ def cells(lab):
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
             yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
     yield from (cell(task, row) for task in [*TASKS][1:] for row in SHIFTED)
-    yield from (cell("squad_whole", row, 180) for row in ("AR", "absorbing, shift"))
-    yield from (cell(CODE, row, script="experiments/infill.py") for row in SHIFTED)
+    for row in ("AR", "absorbing, shift"):
+        yield cell("squad_whole", row, 180)
+        yield from (cell(CODE, row, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
 
 
 def write_data(lab):

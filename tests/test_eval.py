@@ -85,6 +85,22 @@ def test_an_input_that_does_not_fit_is_counted_and_scores_nothing(ar_run, tmp_pa
     assert (result["too_long"], result["scores"]["exact_match"][0], result["empty"], result["evaluations"]) == (1, 50, 50, 3)
 
 
+def test_what_does_not_fit_can_be_left_out_and_a_score_of_nothing_else_is_refused(ar_run, tmp_path, monkeypatch, capsys):
+    rows = [{"input": "123456789", "target": "x"}] * 2 + [{"input": "ab", "target": "ba"}, {"input": "b", "target": "c"}]
+    answer_with(monkeypatch, {"ab": "ba", "b": "a"})
+    folder = write_task(tmp_path / "t", rows, "exact")
+    result = score(ar_run.folder, f"--data={folder}", "--too_long=drop")
+    assert (result["n"], result["too_long"], result["n_left_out"], result["scores"]["exact_match"][0]) == (2, 0, 2, 50)
+    assert "left out, too long: 2" in capsys.readouterr().out
+    result = score(ar_run.folder, f"--data={folder}", "--too_long=drop", "--n_examples=1")
+    assert (result["n"], result["scores"]["exact_match"][0]) == (1, 100), "the first of those that fit"
+    with pytest.raises(UserError, match="not one of 2 inputs fits the 8 tokens of .*--too_long=drop"):
+        score(ar_run.folder, f"--data={folder}", "--n_examples=2")  # was: F1 0.0, and "input too long 2" below it
+    folder = write_task(tmp_path / "long", rows[:2], "exact")
+    with pytest.raises(UserError, match="not one of 2 inputs fits the 8 tokens of .*/ar$"):
+        score(ar_run.folder, f"--data={folder}", "--too_long=drop")
+
+
 def test_the_size_of_a_batch_changes_no_answer(ar_run, diff_run, tmp_path):
     for run in (ar_run, diff_run):
         files = []
