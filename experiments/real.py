@@ -27,7 +27,7 @@ METHODS = {  # row -> flags of its fine-tuning
 KNOBS = {  # of "absorbing, shift", one at a time -> flags
     "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "annealed": {"anneal_steps": 30},
     "AR loss": {"ar_weight": 0.5}, "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
-DECODING = {"AR": {}, "uniform": {"n_samples": 4},
+DECODING = {"AR": {}, "AR, 8 guesses": {"n_samples": 8, "temperature": 0.7}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
 
@@ -39,8 +39,8 @@ def cells(lab):
         trainer, flags = ("train_ar.py", {}) if row == "AR" else ("train_diff.py", {"n_draws": n_draws})
         start, steps = {} if origin or "size" in more else {"init_from": "smollm2"}, steps or usual
         stage = lab.stage(trainer, task, canvas, steps, lr, seed, origin, **start, **flags | METHODS[row] | more)
-        column = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}"
-        return lab.cell(name or row, task, stage, column, **DECODING[row.split(",")[0]])._replace(script=script)
+        column, row = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}", name or row
+        return lab.cell(row, task, stage, column, **DECODING.get(row, DECODING[row.split(",")[0]]))._replace(script=script)
 
     for seed in range(lab.scale.seeds):
         yield from (cell(SHORT, row, seed=seed) for row in METHODS)
@@ -52,9 +52,9 @@ def cells(lab):
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
             yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
     yield from (cell(task, row) for task in [*TASKS][1:] for row in SHIFTED)
-    for row in ("AR", "absorbing, shift"):
-        yield cell("squad_whole", row, 180)
-        yield from (cell(CODE, row, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
+    yield from (cell("squad_whole", row, 180) for row in ("AR", "absorbing, shift"))
+    for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
+        yield from (cell(CODE, row, name=name, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
 
 
 def write_data(lab):
