@@ -41,7 +41,7 @@ class LoopConfig:
     steps: int = 1000  # optimizer steps
     batch_size: int = 64  # sequences per optimizer step, over all ranks
     micro_batch_size: int = 64  # sequences per forward pass of one rank; lower it if memory runs out
-    lr: float = 1e-3  # peak learning rate of AdamW
+    lr: float | None = None  # peak learning rate of AdamW; default: 1e-3, from published weights 3e-4
     schedule: str = "cosine"  # cosine (to a tenth of lr) or constant, after the warm-up
     warmup: int = 50  # steps of linear warm-up
     weight_decay: float = 0.1  # on matrices only
@@ -84,7 +84,7 @@ def check_config(config):
     for name in ("warmup", "eval_sequences", "weight_decay"):
         check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
-    check(0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
+    check(config.lr is None or 0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
     check(0 <= config.beta2 < 1, f"--beta2={config.beta2} must be in [0, 1)")
     check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
     check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
@@ -92,6 +92,11 @@ def check_config(config):
     check(config.target_len is None or config.target_len >= 1, f"--target_len={config.target_len} must be at least 1")
     one_of("schedule", config.schedule, ("cosine", "constant"))
     one_of("too_long", config.too_long, ("error", "drop"))
+
+
+def peak_rate(config, origin):
+    """Return the flag, else 1e-3, or 3e-4 for the flavour of published weights: 1e-3 costs SmolLM2 19 of 50 F1 (one run)."""
+    return config.lr or (3e-4 if origin and "flavour" in origin["shape"] else 1e-3)
 
 
 def canvas(config):

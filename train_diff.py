@@ -39,7 +39,7 @@ def main(argv=None):
         print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{process.name} diffusion, attention of the targets turns from causal to bidirectional, inputs "
               f"{process.inputs_attention}, {'not ' * (process.shift is None)}shifted"
-              f"{'; for published weights inputs are causal and targets shifted by default' * ('flavour' in origin['shape'])}")
+              f"{'; defaults of published weights: causal inputs, shifted, --lr=3e-4' * ('flavour' in origin['shape'])}")
         origin, _ = transfer(origin, process, config.seed)
     return train(config, process, tokenizer, origin, guide)
 

@@ -19,7 +19,7 @@ from engine.devices import out_of_memory, start_ranks
 from engine.noise import Noise
 from engine.parallel import load_optimizer, prepare, synchronised, whole
 from engine.run_log import RunLog, Tally, check_finite
-from start import best_loss, canvas, check_config, open_out_dir, start_model
+from start import best_loss, canvas, check_config, open_out_dir, peak_rate, start_model
 
 
 @out_of_memory("--micro_batch_size", "--target_len")
@@ -29,6 +29,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
     guide: what else the weights are trained by (beyond/guide.py); validation keeps to the loss of the process.
     """
     check_config(config)
+    config.lr = peak_rate(config, origin)
     rank, world, device = start_ranks(config.device, config.batch_size, config.micro_batch_size, config.fsdp)
     input_len, target_len = canvas(config)
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)

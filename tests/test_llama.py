@@ -155,6 +155,16 @@ def test_training_starts_from_these_weights_and_the_loss_falls(train, pair, tmp_
     assert tokenizer_of(now).name == "bytes"
 
 
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_the_default_rate_is_lower_from_published_weights_and_known_on_resume(train, pair, ar_run, tmp_path, kind):
+    size = "--size=" + "x".join(str(pair[2]["shape"][key]) for key in ("n_layer", "width", "n_head"))
+    flags = [f"--init_from={pair[1]}", size, "--warmup=0", "--schedule=constant"]
+    train(kind, tmp_path / "x", *flags, "--steps=1")
+    resumed = train(kind, tmp_path / "x", *flags, "--steps=2", "--resume")
+    own = train(kind, tmp_path / "own", f"--init_from={ar_run.folder}", *flags[2:], "--steps=1")
+    assert [line["lr"] for run in (resumed, own) for line in run.log() if "lr" in line] == [3e-4, 3e-4, 1e-3]
+
+
 @pytest.mark.parametrize("change, message", [
     (dict(model_type="gemma"), "a model of type 'gemma'; known are gpt2, llama, qwen2, qwen3"),
     (dict(hidden_act="gelu", mlp_bias=True), "a llama has hidden_act=silu, not gelu, mlp_bias=False, not True"),
