@@ -12,6 +12,7 @@ STREAMS = {"train": 0, "valid": 1, "generate": 2, "order": 3}
 
 class Noise:
     """Random numbers for a batch of B sequences; row b is a stream of its own. Results are CPU tensors with B rows."""
+    n = 1  # rows that split() made of each
 
     def __init__(self, seed, stream, step, indices):
         self.key = (seed, STREAMS[stream])
@@ -21,7 +22,7 @@ class Noise:
     def split(self, n):
         """Return noise for n samples of each row, B * n rows in the order of Context.repeat()."""
         child = Noise.__new__(Noise)
-        child.key = self.key
+        child.key, child.n = self.key, n
         child.counters = [(0, (sample + 1) + (old << 20), index, step) for (_, old, index, step) in self.counters
                           for sample in range(n)]
         child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
@@ -40,11 +41,12 @@ class Noise:
         """Return float64 numbers in [0, 1), (B,): each uniform, together evenly spread over every batch, however it is split.
 
         One shared draw, shifted by the golden ratio times the index (mod 1): a low-discrepancy sequence, as the usual shift by
-        i / B is (arXiv 2107.00630), but a sequence's noise does not come to depend on the size of its batch.
+        i / B is (arXiv 2107.00630), but a sequence's noise does not come to depend on the size of its batch. The n rows that
+        split() makes of a sequence are 1 / n apart.
         """
-        first = self.shared()
-        return torch.tensor([(first + 0.6180339887498949 * index) % 1.0 for _, _, index, _ in self.counters],
-                            dtype=torch.float64)
+        first, split = self.shared(), [k / self.n for k in range(self.n)] * (len(self.counters) // self.n)
+        return torch.tensor([(first + 0.6180339887498949 * index + part) % 1.0
+                             for (_, _, index, _), part in zip(self.counters, split)], dtype=torch.float64)
 
     def normal(self, *shape):
         """Return standard normal float32 numbers, (B, *shape)."""

@@ -140,6 +140,14 @@ def test_a_stratified_number_is_uniform_and_new_at_every_step():
         assert abs(np.corrcoef(column[:-1], column[1:])[0, 1]) < 4.5 / math.sqrt(3000)
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 7])
+def test_stratified_numbers_of_the_rows_of_a_sequence_lie_evenly_around_its_own(n):
+    whole = Noise(1, "train", 5, range(3, 9))
+    t = whole.split(n).stratified().view(6, n)  # were equal: n canvases of a target, all at one noise level
+    assert torch.equal(t[:, 0], whole.stratified())
+    assert torch.allclose(((t - t[:, :1]) % 1 * n).sort(dim=1).values, torch.arange(n).double().expand(6, n), atol=1e-9)
+
+
 @pytest.mark.parametrize("first", [0, 64, 12_345])
 @pytest.mark.parametrize("n", [8, 64, 512])
 def test_stratified_numbers_are_spread_evenly_over_every_batch(n, first):
