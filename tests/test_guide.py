@@ -77,6 +77,7 @@ def test_many_draws_train_on_as_many_canvases_behind_one_encoding(process, monke
     assert found.total.item() == pytest.approx(expected.total.item(), rel=1e-5)
     assert torch.allclose(found.per_sequence, expected.per_sequence, rtol=1e-4)
     assert len(found.per_sequence.unique()) > len(batch.targets), "each canvas has noise of its own"
+    assert len(found.t.unique()) == n * len(batch.targets), "and stands at a level of its own"
     one = guide(process, n_draws=1).loss(model, batch, train_noise(batch), cross_entropy)
     assert one.total.item() == process.loss(model, batch, train_noise(batch)).total.item(), "one draw: the process itself"
 
