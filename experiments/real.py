@@ -2,18 +2,17 @@
 
 SmolLM2-135M, in batches of 8; columns count the examples of fine-tuning. METHODS of the rows are flags of train_diff.py.
 """
-import json
-
 from data import prepare
 from data.dataset import read_meta
 from data.folder import draft_of
 from data.tasks import SPLITS, read_jsonl, write_jsonl
 from data.tokenizer import load_tokenizer
+from engine.cli import write_json
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
 TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps, n_draws)
-    SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 60, 4), "en_fr": ("multi30k", (32, 48), 120, 1),
-    "en_de": ("multi30k_de", (32, 48), 120, 1), CODE: ("code", (24, 32), 240, 1)}
+    SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 60, 4), "en_fr": ("multi30k", (32, 48), 120, 4),
+    "en_de": ("multi30k_de", (32, 48), 120, 4), CODE: ("code", (24, 32), 240, 1)}
 SOURCES = {  # prepared folder -> words for data/prepare.py that make it
     "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
 METHODS = {  # row -> flags of its fine-tuning
@@ -29,7 +28,7 @@ KNOBS = {  # of "absorbing, shift", one at a time -> flags
     "AR loss": {"ar_weight": 0.5}, "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
 DECODING = {"AR": {}, "AR, 8 guesses": {"n_samples": 8, "temperature": 0.7}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
-SHIFTED = ("AR", "uniform, shift", "absorbing, shift")
+MAIN = ("AR", "uniform, shift, two draws", "absorbing, shift")
 
 
 def cells(lab):
@@ -45,14 +44,15 @@ def cells(lab):
     for seed in range(lab.scale.seeds):
         yield from (cell(SHORT, row, seed=seed) for row in METHODS)
     yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
-    yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in SHIFTED)
-    for row in SHIFTED:
+    yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
+    for row in MAIN:
         yield cell(SHORT, row, name=f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
         for N in (10, 40) if METHODS[row] else ():
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
             yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
-    yield from (cell(task, row) for task in [*TASKS][1:] for row in SHIFTED)
-    yield from (cell("squad_whole", row, 180) for row in ("AR", "absorbing, shift"))
+    yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
+    yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", n_draws=1)
+    yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
     for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
         yield from (cell(CODE, row, name=name, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
 
@@ -73,5 +73,4 @@ def write_data(lab):
                     rows = [e for e, i, t in zip(examples, *encoded) if len(i) <= canvas[0] and len(t) < canvas[1]]
                     if rows:  # of SQuAD's validation articles none is so short
                         write_jsonl(draft / f"{split}.jsonl", rows)
-                meta |= {"name": task, "input_len": canvas[0], "target_len": canvas[1]}
-                (draft / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+                write_json(draft / "meta.json", meta | {"name": task, "input_len": canvas[0], "target_len": canvas[1]}, "out")
