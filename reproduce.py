@@ -59,7 +59,7 @@ def draw(folder, name, entries, seconds=False):
         lines, errors = {}, {}
         for e in numbered:
             if e["column"].rpartition(" ")[0] == task:
-                x = e["training_seconds"] if seconds else int(e["column"].rpartition(" ")[2])
+                x = round(e["training_seconds"]) if seconds else int(e["column"].rpartition(" ")[2])
                 lines.setdefault(e["row"], []).append((x, e["mean"]))
                 errors.setdefault(e["row"], []).append(e["se"])
         metric = next(e["metric"] for e in numbered if e["column"].startswith(task))

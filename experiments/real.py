@@ -43,13 +43,13 @@ def cells(lab):
 
     for seed in range(lab.scale.seeds):
         yield from (cell(SHORT, row, seed=seed) for row in METHODS)
+        for row in MAIN:
+            yield cell(SHORT, row, name=f"{row}, from scratch", seed=seed, lr=1e-3, size="30x576x9", tokenizer="smollm2")
+            for N in (10, 40) if METHODS[row] else ():
+                text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
+                yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", seed=seed, origin=text)
     yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
     yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
-    for row in MAIN:
-        yield cell(SHORT, row, name=f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
-        for N in (10, 40) if METHODS[row] else ():
-            text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, 0, init_from="smollm2", **METHODS[row])
-            yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
     yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
     yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", n_draws=1)
     yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
