@@ -51,7 +51,7 @@ def cells(lab):
     yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
     yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
     yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
-    yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", n_draws=1)
+    yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
     yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
     for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
         yield from (cell(CODE, row, name=name, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
