@@ -53,7 +53,10 @@ def show_plan(store, name, cells):
 
 
 def draw(folder, name, entries, seconds=False):
-    """Draw scores against what columns count, or against seconds of training; a picture for each task whose columns do."""
+    """Draw scores against what columns count, or against seconds of training; a picture for each task whose columns do.
+
+    Among rows of several points a row of one is left out.
+    """
     numbered = [e for e in entries if e["column"].rpartition(" ")[2].isdigit()]
     for task in dict.fromkeys(e["column"].rpartition(" ")[0] for e in numbered):
         lines, errors = {}, {}
@@ -62,6 +65,8 @@ def draw(folder, name, entries, seconds=False):
                 x = round(e["training_seconds"]) if seconds else int(e["column"].rpartition(" ")[2])
                 lines.setdefault(e["row"], []).append((x, e["mean"]))
                 errors.setdefault(e["row"], []).append(e["se"])
+        some = max(map(len, lines.values()))
+        lines = {row: points for row, points in lines.items() if len(points) > 1 or some == 1}
         metric = next(e["metric"] for e in numbered if e["column"].startswith(task))
         label = {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
         picture(lines, folder / f"{name}{'_seconds' * seconds}_{task.replace(', ', '_')}.png", "seconds of training" if seconds

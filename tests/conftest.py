@@ -1,5 +1,6 @@
 """What several test files share: mock models, and tiny data and runs made by the project's own scripts in this process."""
 import json
+import os
 import random
 
 import pytest
@@ -15,16 +16,21 @@ from model import Transformer
 from pretrained.loading import load_checkpoint
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-torch.set_num_threads(1)  # a second thread only slows tiny matrices down
+torch.set_num_threads(1)  # a second thread only slows tiny matrices down,
+os.environ["OMP_NUM_THREADS"] = "1"  # also in the processes that tests start
 SCRIPTS = {"ar": train_ar, "diff": train_diff}
 FLAGS = ["--tokenizer=bytes", "--size=2x16x2", "--batch_size=8", "--steps=4", "--warmup=2", "--log_every=1",
          "--eval_sequences=6", "--device=cpu"]
 
 
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker("no_cover")  # coverage makes the compiler half as fast, and 90 % is reached without these
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    for item in slow:
+        item.add_marker("no_cover")  # coverage makes the compiler half as fast, and 90 % is reached without these
+    # Two processes begin with one half each, and end together if the long tests come first in each half.
+    s, q = len(slow) // 2, len(quick) // 2
+    items[:] = slow[:s] + quick[:q] + slow[s:] + quick[q:]
 
 
 class Run:

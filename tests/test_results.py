@@ -473,6 +473,14 @@ def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
         assert store.result(cell)["training_seconds"] == pytest.approx(seconds, nan_ok=True)
 
 
+def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(reproduce, "picture", lambda lines, path, *labels, **more: drawn.update({path.name: lines}))
+    reproduce.draw(tmp_path, "real", [dict(row=row, column=column, mean=mean, se=1.0, metric="f1") for row, column, mean in (
+        ("AR", "squad 8", 10), ("AR", "squad 16", 20), ("uniform", "squad 16", 5), ("AR", "en_fr 8", 1), ("AR", "bits", 2))])
+    assert drawn == {"real_squad.png": {"AR": [(8, 10), (16, 20)]}, "real_en_fr.png": {"AR": [(8, 1)]}}
+
+
 # ---- figure 3 ----
 
 def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatch, capsys):

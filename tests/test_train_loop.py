@@ -151,7 +151,7 @@ def test_accumulated_micro_batches_are_the_same_run_to_rounding(train, tmp_path,
 def two_ranks(*command, timeout=100):
     """Run a script under torchrun with two processes; return what it said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *map(str, command)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
 
 
 def be_a_rank(rank, port, folder, backend, flags):
