@@ -1,4 +1,5 @@
 """Which device, which ranks, which dtype, whether to compile: what the flags say, checked against what the machine has."""
+import ctypes
 import math
 import os
 import re
@@ -35,6 +36,9 @@ def pick_device(name):
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])
     check(available[name], f"--device={name}: this machine has none, or this torch was built without it; --device=auto chooses")
+    with suppress(OSError, AttributeError):  # other systems than Linux with glibc, which would give each large tensor's pages
+        for option in ((-4, 0), (-1, -1)) * (name == "cpu"):  # back, and fault them in anew: M_MMAP_MAX, M_TRIM_THRESHOLD
+            ctypes.CDLL("libc.so.6").mallopt(*option)
     return torch.device(name)
 
 

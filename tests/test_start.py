@@ -1,6 +1,10 @@
 """start.py, devices.py: whatever is wrong is refused in one line before the first step; nothing that was there is lost."""
 import errno
+import json
+import platform
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,24 @@ def test_a_wrong_flag_of_diffusion_is_refused(train, tmp_path, flags, message):
 def test_a_device_that_is_not_there_is_refused(train, tmp_path):
     with pytest.raises(UserError, match="--device=cuda: this machine has none"):
         train("ar", tmp_path / "x", "--device=cuda")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back so soon")
+def test_on_a_cpu_the_memory_of_a_large_tensor_serves_the_next_one():
+    code = """import json, resource, torch
+from engine.devices import pick_device
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24)  # 64 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+first = [faults() for _ in range(5)]
+pick_device("cpu")
+print(json.dumps([first, [faults() for _ in range(20)]]))"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    before, after = json.loads(said.stdout)
+    assert min(before) > 20 * after[-1]
 
 
 def test_a_compiler_that_does_not_work_here_is_refused_unless_auto_chose_it(train, tmp_path, monkeypatch, capsys):
