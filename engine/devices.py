@@ -36,9 +36,10 @@ def pick_device(name):
     if name == "auto":
         name = next(device for device in ("cuda", "mps", "cpu") if available[device])
     check(available[name], f"--device={name}: this machine has none, or this torch was built without it; --device=auto chooses")
-    with suppress(OSError, AttributeError):  # other systems than Linux with glibc, which would give each large tensor's pages
-        for option in ((-4, 0), (-1, -1)) * (name == "cpu"):  # back, and fault them in anew: M_MMAP_MAX, M_TRIM_THRESHOLD
-            ctypes.CDLL("libc.so.6").mallopt(*option)
+    if name == "cpu":  # keep what tensors free: glibc gives large pieces back, and faults their pages in anew
+        with suppress(OSError, AttributeError):  # another system
+            mallopt = ctypes.CDLL("libc.so.6").mallopt
+            mallopt(-4, 0), mallopt(-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD
     return torch.device(name)
 
 
