@@ -30,7 +30,7 @@ def n_cores(root="/"):
 
 
 def pick_device(name):
-    """Return the torch.device for auto, cpu, cuda or mps. Raises UserError for one that this machine lacks."""
+    """Return the torch.device for auto, cpu, cuda or mps; on a CPU keep freed memory. Raises UserError where it is missing."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     one_of("device", name, ["auto", *available])
     if name == "auto":
