@@ -38,7 +38,7 @@ def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, a
 def apart(function, *args):
     """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
-    context.set_forkserver_preload(["torch", "sacrebleu"])  # imported once, not for every cell
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sacrebleu"])  # imported once, not for every cell
     try:
         with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
             return pool.submit(function, *args).result()
