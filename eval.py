@@ -3,6 +3,7 @@
     python eval.py out/ar2diff_code --data=code --allow_code_execution
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
     python eval.py out/ar2diff --metric=bits                   # likelihood, on text too: its validation part
+    python eval.py out/ar2diff_code --middle --allow_code_execution    # a gap in each target, both sides given
     python eval.py out/seed0,out/seed1 --json=scores.json      # several models, for experiments/compare.py
 
 The gold answers are scored first: where they do not get 100, no model's score means what it says. What is needed to read a
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from beyond.infill import middle
 from beyond.likelihood import bits, bound_of, task_batches
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
@@ -41,6 +43,7 @@ class Config(GenerateConfig):
     n_programs: int = 1  # code: programs per problem, for pass@k
     k: int = 1  # code: the k of pass@k
     metric: str | None = None  # bleu, qa, exact, code, or bits: per token and byte of the targets; default: as the task says
+    middle: bool = False  # fill the middle third of each target, given the rest (AR: its left side); exact_match: gold gaps
     n_draws: int = 64  # bits: noise levels per sequence (AR is exact without)
     allow_code_execution: bool = False  # run the programs that the model writes: see the warning in scoring/sandbox.py
     timeout: float = TIMEOUT  # code: seconds of processor time for each program
@@ -131,7 +134,7 @@ def evaluate_bits(config, checkpoint, path, meta):
         split, examples = config.split, read_jsonl(path / f"{config.split}.jsonl")[:config.n_examples]
         batches, n_left_out = task_batches(examples, writer, config.batch_size)
     found = bits(writer, batches, config.n_draws, config.seed)
-    return (found._asdict() | dict(n_left_out=n_left_out, n_draws=config.n_draws, objective=objective)
+    return (found | dict(n_left_out=n_left_out, n_draws=config.n_draws, objective=objective)
             | provenance(config, checkpoint, writer, path, split))
 
 
@@ -144,6 +147,8 @@ def check_flags(config):
     check(0 < config.timeout < 1e6, f"--timeout={config.timeout} must be above 0 and below a million seconds")
     one_of("split", config.split, ("train", "valid", "test"))
     one_of("too_long", config.too_long, ("fail", "drop"))
+    check(not config.middle or (config.n_programs == 1 and not config.drafter and config.metric != "bits"),
+          "--middle goes with none of --n_programs, --drafter, --metric=bits")
     check(config.out is None or config.out != config.json, "--out and --json must be two files")
     check_new(config.out, "out")
     check_new(config.json, "json")
@@ -156,8 +161,8 @@ def is_greedy(writer):
             or (writer.process.name == "absorbing" and writer.decoder != "ancestral" and certain))
 
 
-def evaluate(config, answer_with=answer):
-    """Return a dict of scores and costs of config.checkpoint on config.data, answered by a function. Raises UserError."""
+def evaluate(config):
+    """Return a dict of scores and costs of config.checkpoint on config.data. Raises UserError."""
     checkpoint = load_checkpoint(config.checkpoint)
     data = config.data or checkpoint["config"]["data"]
     check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
@@ -174,7 +179,7 @@ def evaluate(config, answer_with=answer):
     check(not (fault and config.strict), f"--strict: {path}, {config.split}: {fault}")
     if fault:
         print(f"warning: {path}, {config.split}: {fault}", file=sys.stderr)
-    predictions, facts = answer_with(writer, examples, config)
+    predictions, facts = (middle if config.middle else answer)(writer, examples, config)
     if config.out:  # before they are scored: what took an hour is not lost if that fails
         rows = [{"input": e["input"], "target": e["target"], "predictions": p} for e, p in zip(examples, predictions)]
         write_new(config.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "out")

@@ -1,16 +1,21 @@
 r"""What diffusion can do by construction and AR cannot: fill gaps between fixed text.
 
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
+    python eval.py out/ar2diff_code --middle --allow_code_execution
 
 The text around the gaps is `frozen` in generate() (diffusion.py): the model sees it at every step and never changes it. A
 canvas has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by the bound of
 likelihood.py is kept. A space before a gap belongs to the gap, as tokens bring the space before their word along.
 """
 import itertools
+import time
+from dataclasses import replace
 
 import torch
 
+from data.dataset import pad_rows
 from engine.cli import check
+from engine.noise import Noise
 
 GAP = "___"
 MAX_ROWS = 64  # choices of gap lengths that are decoded together
@@ -65,3 +70,45 @@ def infill(writer, batch, rng, template, gap_len):
         ids = ids.tolist()
         return tokenizer.decode([i for i in ids[:n_fixed] if i < tokenizer.n_text] + ids[n_fixed:])
     return [draft[best:best + 1] for draft in drafts], text
+
+
+def fill(writer, batch, first, last, seed, index):
+    """Return (ids (T,), evaluations) of one target, columns first .. last-1 written by the model; batch: of one row.
+
+    AR sees the left side alone. With n_samples above 1 it guesses so many gaps, and the likeliest *whole* is kept: then the
+    right side has its say, too.
+    """
+    noise = Noise(seed, "generate", 0, [index])
+    if writer.process.name != "ar":
+        frozen = torch.ones_like(batch.targets, dtype=torch.bool)
+        frozen[:, first:last] = False
+        drafts = writer.drafts(batch, noise, frozen=frozen.to(writer.device))
+        return drafts[-1][0], len(drafts) - 1
+    n = writer.options["n_samples"]
+    batch = type(batch)(*(None if x is None else x.repeat_interleave(n, dim=0) for x in batch)).to(writer.device)
+    gap = batch._replace(targets=batch.targets[:, first:last])
+    writer = replace(writer, options=writer.options | {"n_samples": 1})
+    drafts = writer.drafts(gap, noise.split(n), prefix=batch.targets[:, :first] if first else None)
+    wholes = batch.targets.clone()
+    wholes[:, first:last] = drafts[-1]
+    best = writer.bound(batch._replace(targets=wholes), noise.split(n), 1).argmin() if n > 1 else 0
+    return wholes[best], len(drafts) - 1 + (n > 1)
+
+
+def middle(writer, examples, config):
+    """Return what eval.answer() does, of targets whose middle third the model fills: the number of its tokens is known."""
+    tokenizer, predictions = writer.tokenizer, []
+    facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
+    for i, example in enumerate(examples):
+        ids, target = tokenizer.encode(example["input"]), tokenizer.encode(example["target"])
+        if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
+            facts["too_long"] += 1
+            predictions.append([""])
+            continue
+        first, last, start = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3), time.perf_counter()
+        batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
+        filled, n = fill(writer, batch, first, last, config.seed, i)
+        facts["seconds"] += time.perf_counter() - start
+        facts["evaluations"] += n
+        predictions.append([tokenizer.decode([token for token in filled.tolist()[:len(target)] if token < tokenizer.n_text])])
+    return predictions, facts

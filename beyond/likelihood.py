@@ -7,7 +7,6 @@ diffusion model is at least this good. A mean denoising loss is no likelihood an
 known, by the exact class of a process: one derived from another noises differently, and inherits no bound.
 """
 import math
-from typing import NamedTuple
 
 import torch
 
@@ -134,12 +133,6 @@ def bound_of(process):
     return BOUNDS[type(process)]
 
 
-class Bits(NamedTuple):
-    per_token: tuple  # (mean, standard error), over target tokens, EOS included
-    per_byte: tuple  # (mean, standard error), over bytes of the target text
-    n: int  # sequences
-
-
 def ratio(nats, counts):
     """Return (sum of nats / sum of counts in bits, its standard error over sequences), by the delta method of a ratio."""
     nats, counts = torch.tensor(nats, dtype=torch.float64) / math.log(2), torch.tensor(counts, dtype=torch.float64)
@@ -160,7 +153,10 @@ def task_batches(examples, writer, batch_size):
 
 
 def bits(writer, batches, n_draws, seed):
-    """Return Bits of a model on batches, by n_draws noise levels per sequence (AR needs none)."""
+    """Return what a model needs for batches, by n_draws noise levels per sequence (AR needs none).
+
+    {"per_token", "per_byte": (bits, standard error), over target tokens, EOS included, or bytes of text; "n": sequences}.
+    """
     tokenizer, nats, n_tokens, n_bytes = writer.tokenizer, [], [], []
     for batch in batches:
         rows = range(len(nats), len(nats) + len(batch.targets))
@@ -168,4 +164,4 @@ def bits(writer, batches, n_draws, seed):
         nats += writer.bound(batch, rng, n_draws).tolist()
         n_tokens += (batch.targets != tokenizer.pad).sum(dim=1).tolist()
         n_bytes += [tokenizer.n_bytes(row) for row in batch.targets.tolist()]
-    return Bits(ratio(nats, n_tokens), ratio(nats, n_bytes), len(nats))
+    return {"per_token": ratio(nats, n_tokens), "per_byte": ratio(nats, n_bytes), "n": len(nats)}

@@ -5,11 +5,7 @@ inputs and targets: by default the first input_len tokens and the next target_le
 A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
 """
 import json
-import os
-import zipfile
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +17,6 @@ from engine.cli import UserError, check
 from engine.noise import Noise, send
 
 PREPARED = Path(__file__).parent / "prepared"  # where data/prepare.py writes unless told otherwise
-CACHED_FROM = 1 << 20  # bytes: the tokens of a larger task are kept on the disk
 
 
 class Batch(NamedTuple):
@@ -189,20 +184,9 @@ class TaskData:
 
 
 def tokenized(file, tokenizer):
-    """Return [(input ids, target ids)], int32 arrays, of a JSONL file; those of a large one are kept beside it in an .npz."""
-    stat, cache = file.stat(), file.with_suffix(f".{tokenizer.hash}.npz")
-    identity = [stat.st_size, stat.st_mtime_ns]
-    with suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile), np.load(cache) as saved:
-        if saved["identity"].tolist() == identity:
-            rows = np.split(saved["ids"], saved["ends"][:-1])
-            return list(zip(rows[::2], rows[1::2]))
+    """Return [(input ids, target ids)], int32 arrays, of a JSONL file."""
     texts = [text for example in read_jsonl(file) for text in (example["input"], example["target"])]
     rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
-    if stat.st_size > CACHED_FROM:
-        with suppress(OSError), TemporaryDirectory(dir=file.parent) as folder:  # a folder that cannot be written is only slower
-            partial = Path(folder) / cache.name
-            np.savez(partial, identity=identity, ids=np.concatenate(rows), ends=np.cumsum([len(row) for row in rows]))
-            os.replace(partial, cache)
     return list(zip(rows[::2], rows[1::2]))
 
 

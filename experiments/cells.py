@@ -36,7 +36,7 @@ from experiments.common import apart, flops, training_step_flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py", "experiments/infill.py")
+MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py")
 
 
 class Stage(NamedTuple):
@@ -85,12 +85,11 @@ class Cell(NamedTuple):
     column: str
     seed: int
     stage: Stage
-    flags: tuple = ()  # of the script
-    script: str = "eval.py"
+    flags: tuple = ()  # of eval.py
 
     @property
     def key(self):
-        return digest([self.stage.key, sorted(self.flags), *[self.script] * (self.script != "eval.py")])
+        return digest([self.stage.key, sorted(self.flags)])
 
     @property
     def work(self):
@@ -189,7 +188,7 @@ class Store:
     def command(self, job):
         """Return (script, *words) of a stage or a cell."""
         if isinstance(job, Cell):
-            return job.script, str(self.place(job.stage)), *(f"--{name}={value}" for name, value in job.flags)
+            return "eval.py", str(self.place(job.stage)), *(f"--{name}={value}" for name, value in job.flags)
         origin = [f"--init_from={self.place(job.origin)}"] if job.origin else []
         flags = (f"--{name}={value}" for name, value in job.flags)
         return job.script, f"--data={job.data}", *flags, *origin, f"--out_dir={self.place(job)}"
@@ -268,7 +267,7 @@ def call(script, *words):
     torch.set_num_threads(1)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return import_module(script.removesuffix(".py").replace("/", ".")).main(list(words))
+            return import_module(script.removesuffix(".py")).main(list(words))
     except UserError as error:
         raise UserError(f"python {shlex.join([script, *words])}: {error}") from error
 

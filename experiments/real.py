@@ -33,13 +33,14 @@ MAIN = ("AR", "uniform, shift, two draws", "absorbing, shift")
 
 def cells(lab):
     """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
-    def cell(task, row, steps=None, name=None, script="eval.py", lr=3e-4, seed=0, origin=None, **more):
+    def cell(task, row, steps=None, name=None, middle=False, lr=3e-4, seed=0, origin=None, **more):
         _, canvas, usual, n_draws = TASKS[task]
         trainer, flags = ("train_ar.py", {}) if row == "AR" else ("train_diff.py", {"n_draws": n_draws})
         start, steps = {} if origin or "size" in more else {"init_from": "smollm2"}, steps or usual
         stage = lab.stage(trainer, task, canvas, steps, lr, seed, origin, **start, **flags | METHODS[row] | more)
-        column, row = f"{task}{', middle' * (script != 'eval.py')} {lab.scale.batch * steps}", name or row
-        return lab.cell(row, task, stage, column, **DECODING.get(row, DECODING[row.split(",")[0]]))._replace(script=script)
+        column, row = f"{task}{', middle' * middle} {lab.scale.batch * steps}", name or row
+        decoding = DECODING.get(row, DECODING[row.split(",")[0]]) | ({"middle": "true"} if middle else {})
+        return lab.cell(row, task, stage, column, **decoding)
 
     for seed in range(lab.scale.seeds):
         yield from (cell(SHORT, row, seed=seed) for row in METHODS)
@@ -54,7 +55,7 @@ def cells(lab):
     yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
     yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
     for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
-        yield from (cell(CODE, row, name=name, seed=seed, script="experiments/infill.py") for seed in range(lab.scale.seeds))
+        yield from (cell(CODE, row, name=name, seed=seed, middle=True) for seed in range(lab.scale.seeds))
 
 
 def write_data(lab):

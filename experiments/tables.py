@@ -179,7 +179,7 @@ def infill(lab):
                                       ("Diffusion, no text", lab.tune(task, seed, size=lab.size), {}),
                                       ("AR2Diff_0", lab.tune(task, seed, ar), {}),
                                       ("AR2Diff_10 %", best_of_table2(lab, task, seed), {})):
-                yield lab.cell(row, task, stage, **flags)._replace(script="experiments/infill.py")
+                yield lab.cell(row, task, stage, middle="true", **flags)
 
 
 def curves(lab):

@@ -23,8 +23,8 @@ def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
     passed = iter([result.passed for result in results])
     per_problem = [[next(passed) for _ in programs] for programs in predictions]
     failures = Counter(kind(result.reason) for result in results if not result.passed)
-    scores = metrics.code_scores(per_problem, [k]) | metrics.exact_scores(predictions, examples).scores
     values = [metrics.pass_at_k(len(row), sum(row), k) for row in per_problem]
+    scores = metrics.means({f"pass@{k}": values}) | metrics.exact_scores(predictions, examples).scores
     return metrics.Scored(scores, values, failures=dict(failures.most_common()))
 
 

@@ -6,7 +6,7 @@ It is nan for a test set of one example, which says nothing about luck.
     scored = METRICS[metric](predictions, examples, language)     # Scored
 
 predictions[i] lists the answers to examples[i], which has a `target` and perhaps `references`. language (zh, say, or None) says
-how words are told apart. Code is scored by what sandbox.py reports: code_scores(passed, ks).
+how words are told apart. Code is scored by judge.py, from what sandbox.py reports.
 """
 import collections
 import math
@@ -109,7 +109,7 @@ def pass_at_k(n, c, k):
     return 100 * (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
-def _means(columns):
+def means(columns):
     """Turn {name: one value per example} into {name: (mean, standard error)}."""
     check(all(len(values) > 0 for values in columns.values()), "no predictions to score")
     return {name: (statistics.fmean(values), standard_error(values)) for name, values in columns.items()}
@@ -132,7 +132,7 @@ def exact_scores(predictions, examples, language=None):
     check(len(predictions) == len(examples), f"{len(predictions)} predictions for {len(examples)} examples")
     gold = [{answer.strip() for answer in gold_answers(example)} for example in examples]
     values = [100.0 * statistics.fmean(text.strip() in answers for text in texts) for texts, answers in zip(predictions, gold)]
-    return Scored(_means({"exact_match": values}), values)
+    return Scored(means({"exact_match": values}), values)
 
 
 def translation_scores(predictions, examples, language=None):
@@ -153,13 +153,8 @@ def qa_scores(predictions, examples, language=None):
     exact = exact_scores(predictions, examples).scores
     pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
     match, f1 = zip(*pairs)
-    return Scored(_means({"f1": f1, "squad_em": match}) | exact, list(f1),
+    return Scored(means({"f1": f1, "squad_em": match}) | exact, list(f1),
                   f"F1 over characters ({language})" if language in UNSPACED else None)
-
-
-def code_scores(passed, ks):
-    """Return pass@k for every k, where passed[i] lists which samples of problem i passed; the error is over problems."""
-    return _means({f"pass@{k}": [pass_at_k(len(row), sum(row), k) for row in passed] for k in ks})
 
 
 def distinct_n(sequences, n):
@@ -171,4 +166,4 @@ def distinct_n(sequences, n):
     return len(set(ngrams)) / len(ngrams) if ngrams else math.nan
 
 
-METRICS = {"bleu": translation_scores, "qa": qa_scores, "exact": exact_scores}  # "code" has to be run first: code_scores
+METRICS = {"bleu": translation_scores, "qa": qa_scores, "exact": exact_scores}  # "code" has to be run first: judge.py

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data import dataset
 from data.dataset import PREPARED, open_data, pad_rows, read_meta
 from data.tokenizer import load_tokenizer
 from engine.cli import UserError
@@ -111,23 +110,15 @@ def test_columns_that_hold_padding_alone_are_left_out_by_eights_(tmp_path):
     assert data.tokens_per_row == pytest.approx(87 / 6 + 4)
 
 
-def test_the_tokens_of_a_large_task_are_kept_and_used_while_the_file_is_the_same(tmp_path, monkeypatch):
-    pairs = [("abc", "x"), ("", "yz"), ("a" * 7, "")]
-    folder = write_task(tmp_path / "t", pairs)
-    small = open_data(folder, BYTES, 8, 4).rows["train"]
-    assert not list(folder.glob("*.npz"))
-    monkeypatch.setattr(dataset, "CACHED_FROM", 10)
-    first, cache = open_data(folder, BYTES, 8, 4).rows["train"], folder / f"train.{BYTES.hash}.npz"
-    assert cache.exists() and len(list(folder.iterdir())) == 4  # no temporary file stays
-    equal = lambda a, b: len(a) == len(b) and all(np.array_equal(x, y) for p, q in zip(a, b) for x, y in zip(p, q))
-    with monkeypatch.context() as patch:
-        patch.setattr(dataset, "read_jsonl", None)  # not called again
-        assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first) and equal(first, small)
-    cache.write_bytes(cache.read_bytes()[:100])  # damaged: made anew
-    assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first)
-    write_task(folder, pairs[::-1], [("other", "b")])
-    os.utime(folder / "train.jsonl", (1, 1))  # same size, another time
-    assert equal(open_data(folder, BYTES, 8, 4).rows["train"], first[::-1])
+def test_a_file_that_changed_is_read_anew_even_at_the_same_size_and_time(tmp_path):
+    folder = write_task(tmp_path / "t", [("abc", "x")])
+    os.utime(folder / "train.jsonl", (1, 1))
+    first = open_data(folder, BYTES, 8, 4).rows["train"]
+    write_task(folder, [("abd", "x")])
+    os.utime(folder / "train.jsonl", (1, 1))
+    second = open_data(folder, BYTES, 8, 4).rows["train"]
+    assert first[0][0].tolist() == list(b"abc") and second[0][0].tolist() == list(b"abd")
+    assert sorted(path.name for path in folder.iterdir()) == ["train.jsonl", "valid.jsonl"], "nothing is kept beside it"
 
 
 def test_inputs_are_padded_on_the_left_and_targets_closed_by_eos_and_padded_on_the_right():

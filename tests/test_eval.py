@@ -195,6 +195,7 @@ def test_programs_run_behind_the_canaries_with_the_tests_of_their_own_problem(ar
 
 
 @pytest.mark.parametrize("flags, message", [
+    (["--middle", "--n_programs=2"], "--middle goes with none"), (["--middle", "--metric=bits"], "--middle goes with none"),
     (["--n_programs=2", "--k=3"], "pass@3 needs .*--n_programs=2"), (["--k=0"], "--k=0 must be at least 1"),
     (["--n_programs=0"], "--n_programs=0 must be at least 1"), (["--batch_size=0"], "--batch_size=0 must be at least 1"),
     (["--n_examples=0"], "--n_examples=0 must be at least 1"), (["--split=tset"], "did you mean 'test'"),

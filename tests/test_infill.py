@@ -2,13 +2,16 @@
 import pytest
 import torch
 
+import eval as evaluation
 import sample
+from beyond import infill as gaps
 from beyond.infill import MAX_ROWS, canvases, infill
 from beyond.likelihood import BOUNDS
+from data.dataset import pad_rows
 from data.tokenizer import load_tokenizer
 from engine.cli import UserError
 from engine.noise import Noise
-from sample import load_writer, prompt_batch
+from sample import GenerateConfig, Writer, load_writer, prompt_batch
 
 TOKENIZER = load_tokenizer("bytes")
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
@@ -56,7 +59,7 @@ def test_a_template_that_cannot_be_filled_is_refused(template, target_len, gap_l
 
 
 def test_the_text_around_the_gaps_stands_in_every_draft_and_in_the_answer(run):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=3, n_samples=2)), "ab")
+    writer, batch = prompt_batch(load_writer(run.folder, GenerateConfig(n_steps=3, n_samples=2)), "ab")
     drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz___", 3)
     seen = set()
     for draft in drafts:
@@ -67,7 +70,7 @@ def test_the_text_around_the_gaps_stands_in_every_draft_and_in_the_answer(run):
 
 
 def test_the_likeliest_length_is_chosen(run, monkeypatch):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=2, n_samples=1)), "ab")
+    writer, batch = prompt_batch(load_writer(run.folder, GenerateConfig(n_steps=2, n_samples=1)), "ab")
     for n in (1, 2, 3):
         column = torch.tensor([3.0, 3.0, 3.0])
         column[n - 1] = 1.0
@@ -77,7 +80,7 @@ def test_the_likeliest_length_is_chosen(run, monkeypatch):
 
 
 def test_one_choice_of_lengths_needs_no_bound_and_several_do(run, monkeypatch):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=2, n_samples=1)), "ab")
+    writer, batch = prompt_batch(load_writer(run.folder, GenerateConfig(n_steps=2, n_samples=1)), "ab")
     monkeypatch.delitem(BOUNDS, type(writer.process))
     drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___", 3)
     assert len(drafts) == 3 and text(drafts[-1][0]).startswith("x")
@@ -86,7 +89,7 @@ def test_one_choice_of_lengths_needs_no_bound_and_several_do(run, monkeypatch):
 
 
 def test_eos_and_pad_in_a_gap_that_text_follows_do_not_end_the_text(run, monkeypatch):
-    writer, batch = prompt_batch(load_writer(run.folder, sample.GenerateConfig(n_steps=1, n_samples=1)), "ab")
+    writer, batch = prompt_batch(load_writer(run.folder, GenerateConfig(n_steps=1, n_samples=1)), "ab")
     drafts, text = infill(writer, batch, Noise(0, "generate", 0, [0]), "x___yz", 2)
     row = torch.tensor([*ids("x"), EOS, PAD, *ids("yz"), EOS, *[PAD] * 6])
     monkeypatch.setitem(BOUNDS, type(writer.process), lambda *_: torch.tensor([1.0, 0.0]))
@@ -99,3 +102,41 @@ def test_sample_fills_from_the_command_line(run, capsys):
     sample.main([str(run.folder), "--infill=ab___cd", "--n_steps=2", "--n_samples=2", "--gap_len=2", "--show_steps"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 and lines[-1].startswith("ab") and lines[-1].endswith("cd")
+
+
+# ---- eval.py --middle ----
+
+@pytest.mark.parametrize("kind", ["ar", "diff"])
+def test_only_the_gap_is_written_and_of_ars_guesses_the_likeliest_whole_is_kept(kind, ar_run, diff_run, monkeypatch):
+    run = ar_run if kind == "ar" else diff_run
+    writer = load_writer(str(run.folder), GenerateConfig(n_samples=4, temperature=5.0))
+    target, wholes = writer.tokenizer.encode("abcdab"), []
+    batch = pad_rows([(writer.tokenizer.encode("x"), target)], writer.tokenizer, writer.input_len, writer.target_len)
+    bound, seen = Writer.bound, []
+    monkeypatch.setattr(Writer, "bound", lambda self, batch, *more: seen.append((batch.targets, bound(self, batch, *more)))
+                        or seen[-1][1])
+    for index in range(4):
+        ids, evaluations = gaps.fill(writer, batch, 2, 4, 0, index)
+        assert ids[:2].tolist() == target[:2] and ids[4:].equal(batch.targets[0, 4:]) and evaluations >= 2
+        wholes.append(ids)
+    assert len({tuple(ids.tolist()) for ids in wholes}) > 1, "the gap is the model's own"
+    assert len(seen) == 4 * (kind == "ar")
+    for whole, (guesses, nats) in zip(wholes, seen):
+        assert whole.equal(guesses[nats.argmin()]) and len(guesses) == 4 and (guesses[:, 4:] == batch.targets[:, 4:]).all()
+
+
+def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
+    for run in (ar_run, diff_run):
+        result, = evaluation.main([str(run.folder), "--middle", "--n_examples=3"])
+        assert "exact_match" in result["scores"] and result["n"] == 3
+    assert "network evaluations" in capsys.readouterr().out
+
+
+def test_an_exact_match_is_a_gap_filled_with_the_gold_tokens(diff_run, monkeypatch):
+    def fill(writer, batch, first, last, seed, index):
+        filled = batch.targets[0].clone()
+        filled[first:last] = filled[first:last] if index < 2 else torch.tensor(writer.tokenizer.encode("#" * (last - first)))
+        return filled, 1
+    monkeypatch.setattr(gaps, "fill", fill)
+    result, = evaluation.main([str(diff_run.folder), "--middle", "--n_examples=3"])
+    assert result["scores"]["exact_match"][0] == pytest.approx(200 / 3)

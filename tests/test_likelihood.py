@@ -70,7 +70,7 @@ def test_text_is_measured_on_fixed_validation_windows(train, text, tmp_path):
     writer = load_writer(run.folder, GenerateConfig())
     batch = open_data(text, writer.tokenizer, 4, 6).valid_batch(range(7))
     assert (result["n"], result["split"]) == (7, "valid")
-    assert result["per_token"][0] == pytest.approx(bits(writer, [batch], 1, 0).per_token[0], rel=1e-6)
+    assert result["per_token"][0] == pytest.approx(bits(writer, [batch], 1, 0)["per_token"][0], rel=1e-6)
 
 
 def test_examples_that_do_not_fit_are_counted_and_left_out(ar_run):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from engine.cli import UserError
-from scoring import metrics
+from scoring import judge, metrics
+from scoring.sandbox import Result
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="BLEU is compared with sacrebleu")
 
@@ -36,8 +37,8 @@ def test_gold_scores_100_and_empty_0_in_every_metric():
             assert error == pytest.approx(0, abs=1e-9), name
         for name, (value, error) in score([[""]] * len(GOLD), examples).scores.items():
             assert value == 0 and error == 0, name
-    assert metrics.code_scores([[True, True], [True, True]], [1, 2]) == {"pass@1": (100, 0), "pass@2": (100, 0)}
-    assert metrics.code_scores([[False, False], [False, False]], [1, 2]) == {"pass@1": (0, 0), "pass@2": (0, 0)}
+    for k in (1, 2):
+        assert [metrics.pass_at_k(2, n_passed, k) for n_passed in (2, 0)] == [100, 0]
 
 
 def test_bleu_of_a_tiny_corpus_is_the_one_worked_out_by_hand():
@@ -129,11 +130,13 @@ def test_the_standard_error_is_that_of_numpy():
     assert math.isnan(metrics.standard_error([1.0]))
 
 
-def test_code_scores_are_means_over_problems_with_the_error_over_problems():
-    passed = [[True, False, False, False], [False] * 4, [True] * 4]
-    scores = metrics.code_scores(passed, [1, 2])
-    assert scores["pass@1"] == pytest.approx((100 * 1.25 / 3, np.std([25, 0, 100], ddof=1) / math.sqrt(3)))
-    assert scores["pass@2"] == pytest.approx((50, np.std([50, 0, 100], ddof=1) / math.sqrt(3)))
+@pytest.mark.parametrize("k, by_problem", [(1, [25, 0, 100]), (2, [50, 0, 100])])
+def test_scores_of_code_are_means_over_problems_with_the_error_over_problems(monkeypatch, k, by_problem):
+    passed = [True, False, False, False] + [False] * 4 + [True] * 4
+    monkeypatch.setattr(judge, "run_many", lambda jobs, timeout: [Result(p, "") for p in passed])
+    scored = judge.score("code", [[""] * 4] * 3, [{"target": "", "tests": ["pass"]}] * 3, k=k)
+    assert scored.values == by_problem
+    assert scored.scores[f"pass@{k}"] == pytest.approx((np.mean(by_problem), np.std(by_problem, ddof=1) / math.sqrt(3)))
 
 
 def test_scores_of_a_task_use_all_references_and_name_their_parts():
@@ -212,7 +215,7 @@ def test_nothing_to_score_and_uneven_lists_are_errors():
         with pytest.raises(UserError, match="1 predictions for 2 examples"):
             score([["a"]], [{"target": "a"}] * 2)
     with pytest.raises(UserError, match="no predictions"):
-        metrics.code_scores([], [1])
+        judge.score("code", [], [])
 
 
 def test_distinct_n_is_the_share_of_different_n_grams():

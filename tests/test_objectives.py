@@ -255,7 +255,7 @@ def test_every_process_trains_on_spans_and_is_scored_on_them_if_it_can_be(span_r
     assert "; objective span)" in capsys.readouterr().out
     batch = open_data(text, BYTES, 32, 11, objective="span").valid_batch(range(5))
     assert (batch.targets[:, 0] == FIRST).all()
-    assert result["per_token"][0] == pytest.approx(bits(writer, [batch], 2, 0).per_token[0], rel=1e-6)
+    assert result["per_token"][0] == pytest.approx(bits(writer, [batch], 2, 0)["per_token"][0], rel=1e-6)
     assert math.isfinite(result["per_byte"][0])
 
 

@@ -10,20 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 import demo
 import reproduce
 from data import dataset
-from data.dataset import pad_rows
 from data.tasks import read_jsonl
 from data.tokenizer import load_tokenizer
 from engine import cli
 from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
-from experiments import bench, cells, common, compare, figure3, infill, plot, real, report, tables
-from sample import GenerateConfig, Writer, load_writer
+from experiments import bench, cells, common, compare, figure3, plot, real, report, tables
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -422,44 +419,6 @@ def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="metrics.jsonl (is not what|holds no)"):
         plot.curve(tmp_path, split="train")
-
-
-# ---- infill.py ----
-
-@pytest.mark.parametrize("kind", ["ar", "diff"])
-def test_only_the_gap_is_written_and_of_ars_guesses_the_likeliest_whole_is_kept(kind, ar_run, diff_run, monkeypatch):
-    run = ar_run if kind == "ar" else diff_run
-    writer = load_writer(str(run.folder), GenerateConfig(n_samples=4, temperature=5.0))
-    target, wholes = writer.tokenizer.encode("abcdab"), []
-    batch = pad_rows([(writer.tokenizer.encode("x"), target)], writer.tokenizer, writer.input_len, writer.target_len)
-    bound, seen = Writer.bound, []
-    monkeypatch.setattr(Writer, "bound", lambda self, batch, *more: seen.append((batch.targets, bound(self, batch, *more)))
-                        or seen[-1][1])
-    for index in range(4):
-        ids, evaluations = infill.fill(writer, batch, 2, 4, 0, index)
-        assert ids[:2].tolist() == target[:2] and ids[4:].equal(batch.targets[0, 4:]) and evaluations >= 2
-        wholes.append(ids)
-    assert len({tuple(ids.tolist()) for ids in wholes}) > 1, "the gap is the model's own"
-    assert len(seen) == 4 * (kind == "ar")
-    for whole, (guesses, nats) in zip(wholes, seen):
-        assert whole.equal(guesses[nats.argmin()]) and len(guesses) == 4 and (guesses[:, 4:] == batch.targets[:, 4:]).all()
-
-
-def test_infilling_is_scored_as_the_task_is(ar_run, diff_run, capsys):
-    for run in (ar_run, diff_run):
-        result, = infill.main([str(run.folder), "--n_examples=3"])
-        assert "exact_match" in result["scores"] and result["n"] == 3
-    assert "network evaluations" in capsys.readouterr().out
-
-
-def test_an_exact_match_is_a_gap_filled_with_the_gold_tokens(diff_run, monkeypatch):
-    def fill(writer, batch, first, last, seed, index):
-        filled = batch.targets[0].clone()
-        filled[first:last] = filled[first:last] if index < 2 else torch.tensor(writer.tokenizer.encode("#" * (last - first)))
-        return filled, 1
-    monkeypatch.setattr(infill, "fill", fill)
-    result, = infill.main([str(diff_run.folder), "--n_examples=3"])
-    assert result["scores"]["exact_match"][0] == pytest.approx(200 / 3)
 
 
 def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
