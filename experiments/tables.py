@@ -49,7 +49,8 @@ class Lab:
 
     def __init__(self, scale, folder):
         self.scale = scale
-        made_by = [path.read_text(encoding="utf-8") for path in sorted(Path(prepare.__file__).parent.glob("*.py"))]
+        there = Path(prepare.__file__).parent
+        made_by = [path.read_text(encoding="utf-8") for path in sorted([*there.glob("*.py"), there / "words.json"])]
         self.folder = Path(folder, "data", digest([made_by, self.scale.tasks, sys.version_info[:2]]))  # other code, other data
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
