@@ -1,12 +1,12 @@
-"""How fast is it here, beside a plain GPT? One command, two tables, one JSON file.
+"""How fast does each way of decoding write here, beside AR with its cache? One command, one table, one JSON file.
 
     python experiments/bench.py                                                          # a laptop, some minutes
     python experiments/bench.py --size=6x384x6 --dtypes=float32,bfloat16 --compiled      # wants a C++ compiler
-    python experiments/bench.py --size=base --vocab_size=50368 --input_len=512 --target_len=512 --dtypes=bfloat16 --compiled
+    python experiments/bench.py --size=base --vocab_size=50368 --input_len=512 --lengths=512 --dtypes=bfloat16 --compiled
 
 Every ratio is of runs that took turns in this process: the median over --rounds, with the quartiles (low, high). The yardstick
-of training is plain_gpt.py, that of decoding this repository's AR decoder with its cache, in the same dtype, and compiled where
-others are. FLOPs are those of the weights. MB: the most that a step has allocated at once, with weights and moments.
+is this repository's AR decoder with its cache, in the same dtype, compiled where others are. FLOPs are those of the weights, MB
+the most that was allocated at once, with the weights. What a training step takes, the training scripts say while they run.
 """
 import copy
 import itertools
@@ -21,19 +21,17 @@ from pathlib import Path
 from statistics import median, quantiles
 
 import torch
-import torch.nn as nn
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from autoregressive import Autoregressive, cross_entropy
+from autoregressive import Autoregressive
 from data.dataset import Batch
-from diffusion import Absorbing, Uniform
+from diffusion import Uniform
 from engine.cli import check, check_new, one_of, parse, run, write_json
 from engine.devices import compiler_fault, out_of_memory, pick_device
 from engine.noise import Noise
 from engine.parallel import compile_model
 from experiments.common import flops
-from experiments.plain_gpt import PlainGPT
 from model import Transformer
 from start import shape_of
 
@@ -45,12 +43,10 @@ class Config:
     size: str = "4x128x4"  # LAYERSxWIDTHxHEADS or a name, see start.py
     vocab_size: int = 4096
     input_len: int = 128
-    target_len: int = 128  # tokens to train on
-    batch_size: int = 8  # sequences of a training step
     lengths: str = "128,512"  # target tokens to decode
     n_steps: str = "1,2,5,10,20,50"  # decoding steps of diffusion
     decode_batch: str = "1"  # inputs decoded at once
-    dtypes: str = "float32"  # float32, bfloat16: weights in float32 and autocast in training, weights of that type in decoding
+    dtypes: str = "float32"  # float32, bfloat16: of the weights
     compiled: bool = False  # by torch.compile too
     rounds: int = 7  # repetitions, interleaved
     device: str = "auto"
@@ -100,54 +96,6 @@ def peak_memory(function, kept, device):
 
 def name_of(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-
-
-# ---- training ----
-
-def kinds(V):
-    """Return {kind of training: its process} for a vocabulary of V."""
-    ar = Autoregressive(0, 1, 2)
-    return {"plain GPT": ar, "AR, no inputs": ar, "AR": ar, "absorbing": Absorbing(V - 1), "uniform (SUNDAE)": Uniform(V)}
-
-
-def training_step(kind, config, device, dtype, compiled):
-    """Return (function, FLOPs, bytes of weights and moments): the function takes an optimizer step, as train_loop.py does."""
-    B, V, shape, process = config.batch_size, config.vocab_size, shape_of(config.size), kinds(config.vocab_size)[kind]
-    S = 0 if kind in ("plain GPT", "AR, no inputs") else config.input_len
-    T = config.input_len + config.target_len - S
-    tokens = torch.randint(V - 1, (B, S + T + 1), generator=torch.Generator().manual_seed(0)).to(device)
-    noise, batch, model = Noise(0, "train", 0, range(B)), Batch(tokens[:, :S], None, tokens[:, S:-1]), Transformer(V, *shape)
-    work = 3 * B * (flops(model.shape, S, logits=False) + (2 if process.name == "uniform" else 1) * flops(model.shape, T))
-    model = (PlainGPT(V, *shape, T) if kind == "plain GPT" else model).to(device)
-    if compiled:
-        model.compile(dynamic=False) if kind == "plain GPT" else compile_model(model, dynamic=False)
-    nats = torch.compile(cross_entropy, dynamic=False) if compiled else cross_entropy
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step():
-        with autocast:
-            loss = model(tokens) if kind == "plain GPT" else process.loss(model, batch, noise, nats).total
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step, work, 3 * sum(p.numel() * p.element_size() for p in model.parameters())
-
-
-def bench_training(config, device):
-    """Yield rows, one for each kind of training step in each dtype, eager and compiled; the kinds of a mode take turns."""
-    tokens = config.batch_size * (config.input_len + config.target_len)
-    for dtype, compiled in itertools.product(config.dtypes.split(","), (False, True)[:1 + config.compiled]):
-        steps = {kind: training_step(kind, config, device, dtype, compiled) for kind in kinds(config.vocab_size)}
-        times = take_turns({kind: step for kind, (step, *_) in steps.items()}, config.rounds, device)
-        for kind, (step, work, kept) in steps.items():
-            seconds, (middle, low, high) = median(times[kind]), ratio(times[kind], times["plain GPT"])
-            yield {"what": kind, "dtype": dtype, "compiled": compiled, "seconds": seconds, "tokens/s": tokens / seconds,
-                   "x plain GPT": middle, "low": low, "high": high, "x AR": ratio(times[kind], times["AR"])[0],
-                   "FLOPs x AR": work / steps["AR"][1], "GFLOP/s": work / seconds / 1e9,
-                   "MB": peak_memory(step, kept, device) / 1e6}
-        del steps, step  # the models, before the next ones are made
 
 
 # ---- decoding ----
@@ -207,7 +155,7 @@ def checked(config):
     device = pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
     check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
-    for name in ("input_len", "target_len", "batch_size", "rounds"):
+    for name in ("input_len", "rounds"):
         check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
     for name in ("lengths", "n_steps", "decode_batch"):
         check(all(n.isdecimal() and int(n) > 0 for n in getattr(config, name).split(",")),
@@ -223,7 +171,7 @@ def checked(config):
     return device
 
 
-@out_of_memory("--batch_size", "--lengths")
+@out_of_memory("--decode_batch", "--lengths")
 def main(argv=None):
     config = parse(Config, argv)
     device = checked(config)
@@ -231,13 +179,9 @@ def main(argv=None):
         n_params = Transformer(config.vocab_size, *shape_of(config.size)).n_params()
     facts = dict(device=name_of(device), n_params=n_params)
     print(f"{facts['device']}, torch {torch.__version__}; {config.size}, {n_params:,} parameters, {config.rounds} rounds")
-    B, S = config.batch_size, config.input_len
-    tables = {"training": (f"Training step, {B} x ({S} + {config.target_len}) tokens", bench_training),
-              "decoding": (f"Decoding behind {S} inputs", bench_decoding)}
-    for name, (title, bench) in tables.items():
-        facts[name] = show(title, bench(config, device))
-        if config.out:  # after each of them: an interrupted run leaves what it found
-            write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | facts, "out")
+    facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", bench_decoding(config, device))
+    if config.out:
+        write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | facts, "out")
 
 
 if __name__ == "__main__":

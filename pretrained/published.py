@@ -7,7 +7,6 @@ A folder holds config.json, the weights whole or in shards (of a .bin file only 
 vocab.json + merges.txt. Whatever does not fit is listed in one UserError before anything is made of it.
 """
 import json
-import math
 import os
 import re
 import shutil
@@ -153,7 +152,7 @@ def from_gguf(file):
     meta, packed = read_gguf(file)
     kind = meta.get("general.architecture")
     check(kind in [*llama.FAMILIES], f"{file}: a model of type {kind!r}; known are {', '.join(llama.FAMILIES)}")
-    check_memory(file, sum(math.prod(shape) for _, shape, _ in packed.values()))
+    check_memory(file, sum(int(tensor.n_elements) for tensor in packed.values()))
     config = {key.removeprefix(f"{kind}."): value for key, value in meta.items() if key.startswith(f"{kind}.")}
     config = {theirs: config.pop(key) for theirs, key in llama.FIELDS.values() if key in config} | config
     width = config.get("head_dim", config.get("hidden_size", 0) // (config.get("num_attention_heads") or 1))
@@ -161,7 +160,7 @@ def from_gguf(file):
     config = {key: value for key, value in config.items() if key not in same} | {
         "model_type": kind, "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
         "tie_word_embeddings": "output.weight" not in packed}
-    return config, {name: dequantised(*tensor) for name, tensor in packed.items()}
+    return config, {name: dequantised(tensor) for name, tensor in packed.items()}
 
 
 def checked_shape(file, flavour, config, found):

@@ -310,7 +310,7 @@ def test_a_gguf_file_is_read_to_the_bit_and_computes_as_the_reference(tmp_path, 
     reference = made(tmp_path, name, **WIDE | ({"head_dim": 16} if name == "qwen2" else {}) | own)
     values = write_gguf(tmp_path / "x.gguf", tmp_path, arch, form)
     _, found = gguf.read_gguf(tmp_path / "x.gguf")
-    assert same({key: gguf.dequantised(*tensor) for key, tensor in found.items()}, values)
+    assert same({key: gguf.dequantised(tensor) for key, tensor in found.items()}, values)
     c = load_checkpoint(tmp_path / "x.gguf")
     assert tokenizer_of(c).name == str(tmp_path / "x.gguf") and c["shape"]["tied"] == (name != "untied")
     export(c, tmp_path / "out")  # the values of the file, as the reference reads them
@@ -355,8 +355,10 @@ def test_an_unknown_quantisation_and_truncated_files_are_named(tmp_path):
     write_gguf(tmp_path / "x.gguf", tmp_path, "llama", "Q8_0")
     whole, path = (tmp_path / "x.gguf").read_bytes(), tmp_path / "y.gguf"
     place = whole.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 16
-    path.write_bytes(whole[:place] + struct.pack("<I", 12) + whole[place + 4:])
-    refused("y.gguf: tensor token_embd.weight has quantisation type 12; known are 0 = F32, 1 = F16", load_checkpoint, path)
+    path.write_bytes(whole[:place] + struct.pack("<I", 99) + whole[place + 4:])
+    refused("y.gguf is truncated or no GGUF file .*99. is not a valid GGMLQuantizationType", load_checkpoint, path)
+    path.write_bytes(whole[:place] + struct.pack("<I", 24) + whole[place + 4:])
+    refused("tensor token_embd.weight is of type I8, which is not known", load_checkpoint, path)
     for n in (0, 3, 30, 1000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])
         refused("y.gguf is truncated", load_checkpoint, path)
@@ -460,7 +462,7 @@ def smollm2():
         inner = {names[1]: names[0] for names in INNER.values()}
         outer = {names[1]: names[0] for names in OUTER.values()}
         module = outer[part[0]] if part[0] in outer else f"model.layers.{part[1]}.{inner[part[2]]}"
-        x = gguf.dequantised(*tensor)
+        x = gguf.dequantised(tensor)
         if part[-2] in ("attn_q", "attn_k"):  # pairs back to halves, written here once more
             x = x.view(-1, 32, 2, 576).transpose(1, 2).reshape(x.shape)
         weights[f"{module}.weight"] = x
