@@ -1,4 +1,4 @@
-"""GGUF files, llama.cpp's format, as its own package `gguf` reads them: metadata, and tensors of any quantisation as float32."""
+"""GGUF files, llama.cpp's format, as its own package `gguf` reads them: metadata, and tensors as float32."""
 import torch
 
 from engine.cli import UserError
