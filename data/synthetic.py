@@ -105,14 +105,7 @@ def _translate(seed, split, index, rng):
 
 # --- qa: who has what, where things are, when people came; several sentences look alike, one holds the answer ---
 
-NAMES = ("mark", "rose", "max", "ben", "ray", "tim", "tom", "mary", "john", "lucy", "jane", "emma")
-COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "pink")
-OBJECTS = ("ball", "book", "box", "cup", "hat", "key", "letter", "map", "coat", "lamp", "ring", "bag")
-PLACES = ("in the garden", "in the kitchen", "in the office", "in the hall", "in the car", "in the field", "under the table",
-          "under the bed", "near the door", "near the window", "near the tree", "behind the house", "behind the wall",
-          "on the roof")
-TIMES = ("at noon", "at night", "at two", "at three", "at four", "at five", "at six", "at ten", "in the morning",
-         "in the evening", "in spring", "in winter")
+NAMES, COLOURS, OBJECTS, PLACES, TIMES = (WORDS[name] for name in ("names", "colours", "objects", "places", "times"))
 KINDS = ("place", "has", "time")
 
 
@@ -165,50 +158,17 @@ def _qa(_seed, split, _index, rng):
 
 # --- code: filter, then map, then reduce a list; every problem has 6 or 12 equally likely programs ---
 
-FILTERS = {  # wordings, condition, meaning, digits; {v} is the loop variable, {k} the digit (1 where there is none)
-    "all": (("number",), "", lambda n, k: True, (1,)),
-    "even": (("even number",), "{v}%2 == 0", lambda n, k: n % 2 == 0, (1,)),
-    "odd": (("odd number",), "{v}%2 == 1", lambda n, k: n % 2 == 1, (1,)),
-    "positive": (("positive number", "number above zero"), "{v} > 0", lambda n, k: n > 0, (1,)),
-    "negative": (("negative number", "number below zero"), "{v} < 0", lambda n, k: n < 0, (1,)),
-    "above": (("number greater than {k}", "number above {k}"), "{v} > {k}", lambda n, k: n > k, range(1, 10)),
-    "below": (("number less than {k}", "number below {k}"), "{v} < {k}", lambda n, k: n < k, range(1, 10)),
-    "multiple": (("multiple of {k}", "number divisible by {k}"), "{v}%{k} == 0", lambda n, k: n % k == 0, range(3, 10)),
-}
-MAPS = {  # wordings with {np}, the words of the filter; spellings, meaning, digits
-    "same": (("take each {np}", "keep each {np}"), ("{v}",), lambda n, k: n, (1,)),
-    "square": (("square each {np}", "multiply each {np} by itself"), ("{v}*{v}", "{v}**2"), lambda n, k: n * n, (1,)),
-    "negate": (("negate each {np}", "flip the sign of each {np}"), ("-{v}",), lambda n, k: -n, (1,)),
-    "size": (("take the absolute value of each {np}", "drop the sign of each {np}"), ("abs({v})",), lambda n, k: abs(n), (1,)),
-    "plus": (("add {k} to each {np}", "increase each {np} by {k}"), ("{v}+{k}", "{k}+{v}"), lambda n, k: n + k, range(1, 10)),
-    "minus": (("subtract {k} from each {np}", "decrease each {np} by {k}"), ("{v}-{k}",), lambda n, k: n - k, range(1, 10)),
-    "times": (("multiply each {np} by {k}", "take {k} times each {np}"), ("{v}*{k}", "{k}*{v}"), lambda n, k: n * k,
-              range(2, 10)),
-    "over": (("divide each {np} by {k}", "floor divide each {np} by {k}"), ("{v}//{k}",), lambda n, k: n // k, range(2, 10)),
-    "modulo": (("take each {np} modulo {k}", "reduce each {np} modulo {k}"), ("{v}%{k}",), lambda n, k: n % k, range(3, 10)),
-}
-# {gen} and {back} are comprehensions over the list and over the reversed list, without their brackets. {call} is a map(...) or
-# a filter(...) with a lambda; a problem with both would get too long, and takes the second spelling instead.
-REDUCTIONS = {  # wordings, first spelling, second spelling, second one with {call}, meaning
-    "list": (("return the list", "return them all"), "[{gen}]", "list({gen})", "list({call})", list),
-    "sum": (("return the sum", "add them up"), "sum({gen})", "sum([{gen}])", "sum({call})", sum),
-    "max": (("return the largest", "find the maximum"), "max({gen})", "max([{gen}])", "max({call})", max),
-    "min": (("return the smallest", "find the minimum"), "min({gen})", "min([{gen}])", "min({call})", min),
-    "sort": (("sort the result", "return them in order"), "sorted({gen})", "sorted([{gen}])", "sorted({call})", sorted),
-    "reverse": (("reverse the result", "return them backwards"), "[{gen}][::-1]", "[{back}]", "list({call})[::-1]",
-                lambda found: found[::-1]),
-    "first": (("return the first", "give the first one"), "[{gen}][0]", "next({gen})", "next({call})", lambda found: found[0]),
-    "last": (("return the last", "give the last one"), "[{gen}][-1]", "next({back})", "list({call})[-1]",
-             lambda found: found[-1]),
-    "count": (("count them", "return how many there are"), "len([{gen}])", "", "len(list({call}))", len),
-}
+FILTERS, MAPS, REDUCTIONS, LISTS = (WORDS[name] for name in ("filters", "maps", "reductions", "lists"))
+KEPT = {  # whether a filter keeps n; k is its digit, 1 where there is none
+    "all": lambda n, k: True, "even": lambda n, k: n % 2 == 0, "odd": lambda n, k: n % 2 == 1, "positive": lambda n, k: n > 0,
+    "negative": lambda n, k: n < 0, "above": lambda n, k: n > k, "below": lambda n, k: n < k,
+    "multiple": lambda n, k: n % k == 0}
+MAPPED = {"same": lambda n, k: n, "square": lambda n, k: n * n, "negate": lambda n, k: -n, "size": lambda n, k: abs(n),
+          "plus": lambda n, k: n + k, "minus": lambda n, k: n - k, "times": lambda n, k: n * k, "over": lambda n, k: n // k,
+          "modulo": lambda n, k: n % k}
+REDUCED = {"list": list, "sum": sum, "max": max, "min": min, "sort": sorted, "reverse": lambda found: found[::-1],
+           "first": lambda found: found[0], "last": lambda found: found[-1], "count": len}
 VARIABLES = ("n", "x", "i")
-# What every program is run on. Each list holds a number for every filter, so no reduction meets an empty list.
-LISTS = (
-    (-5, -10, -8, 0, 1, 2, 5, 6, 9, 24, 24), (38, 25, 9, 8, 7, 6, 5, 1, -4, -9, -28), (3, 10, -31, 9, 19, 6, 8, 2, -9, 0, 35),
-    (-23, -9, 1, -6, -2, 4, 6, 7, 8, 15, 36), (37, 14, 4, 2, 0, -1, -5, -9, -4, -10, -3),
-    (7, 35, 0, 26, 5, 10, -34, 6, -3, -4, 3),
-)
 
 
 def _sensible(kind, mapping, reduction):
@@ -225,7 +185,7 @@ def _sensible(kind, mapping, reduction):
 @functools.cache
 def _problems():
     """List all problems. Two of them never agree on LISTS, so no program passes the tests of another problem."""
-    filters, maps = ([(name, k) for name, row in table.items() for k in row[3]] for table in (FILTERS, MAPS))
+    filters, maps = ([(name, k) for name, row in table.items() for k in range(*row[2])] for table in (FILTERS, MAPS))
     problems = [p for p in itertools.product(filters, maps, REDUCTIONS) if _sensible(p[0][0], p[1][0], p[2])]
     answers = [str(_answers(problem)) for problem in problems]
     count = collections.Counter(answers)
@@ -239,7 +199,7 @@ def _deck(seed, split):
 
 def _answers(problem):
     (kind, k), (mapping, j), reduction = problem
-    keep, change, reduce = FILTERS[kind][2], MAPS[mapping][2], REDUCTIONS[reduction][4]
+    keep, change, reduce = KEPT[kind], MAPPED[mapping], REDUCED[reduction]
     return [reduce([change(n, j) for n in xs if keep(n, k)]) for xs in LISTS]
 
 
@@ -248,7 +208,7 @@ def _program(rng, problem):
     (kind, k), (mapping, j), reduction = problem
     v = _pick(rng, VARIABLES)
     condition, value = FILTERS[kind][1].format(v=v, k=k), _pick(rng, MAPS[mapping][1]).format(v=v, k=j)
-    _, plain, second, with_call, _ = REDUCTIONS[reduction]
+    _, plain, second, with_call = REDUCTIONS[reduction]
     if mapping == "same":
         second, call = with_call, f"filter(lambda {v}: {condition}, data)"
     elif not condition:
