@@ -8,7 +8,6 @@ import hashlib
 import http.client
 import lzma
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -65,14 +64,12 @@ def fetch(task, name, names):
 def download(url, path, sha256, otherwise):
     """Return `path`, downloaded from url first if it is not there; only verified bytes ever bear that name.
 
-    sha256 None: the sum that the server states (lfs_sha256), and a file that is there already is trusted. `otherwise` tells how
-    to do without internet.
+    `otherwise` tells how to do without internet.
     """
-    if path.is_file() and (sha256 is None or file_sha256(path) == sha256):
+    if path.is_file() and file_sha256(path) == sha256:
         return path
     partial, digest = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
     try:
-        sha256 = sha256 or lfs_sha256(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=30) as reply, open(partial, "wb") as file, \
                 tqdm(total=int(reply.headers.get("Content-Length") or 0) or None, desc=path.name, unit="B", unit_scale=True,
@@ -119,14 +116,6 @@ def smollm2():
 def file_sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def lfs_sha256(url):
-    """Return the SHA-256 of a file at Hugging Face, from the Git LFS pointer that stands for it in the commit it belongs to."""
-    with urllib.request.urlopen(url.replace("/resolve/", "/raw/"), timeout=30) as reply:
-        pointer = re.search(rb"^oid sha256:([0-9a-f]{64})$", reply.read(1 << 10), re.MULTILINE)
-    check(pointer, f"{url}: the server does not state its SHA-256, so a download could not be checked")
-    return pointer[1].decode()
 
 
 def lines(path):

@@ -1,6 +1,6 @@
 """The gpt2 flavour of the Transformer, so that AR2Diff can start from the published GPT-2 weights (read by published.py).
 
-    python train_diff.py --init_from=gpt2 ...      # or gpt2-medium, gpt2-large, gpt2-xl, or a folder of such weights
+    python train_diff.py --init_from=gpt2 ...      # or gpt2-xl, or a folder of such weights
 
 GPT-2 (Radford et al. 2019) as published: learned positions, LayerNorm with bias, GELU, biases, no QK-norm, logits unscaled.
 Its positions are absolute. A row's first token that is no padding stands at 0, and targets go on behind the inputs, so a text
@@ -14,12 +14,10 @@ from data import originals
 from engine.cli import check
 from model import Transformer, rms_norm
 
-# Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors. The sums are those that several public
-# projects pinned to the same commit; where none could be found, the one that the server states for this commit must do.
+# Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors, those that several public projects
+# pinned; the sizes between are not here, as no such sum was found.
 PUBLISHED = {
     "gpt2": ("607a30d783dfa663caf39e06633721c8d4cfcd7e", "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
-    "gpt2-medium": ("6dcaa7a952f72f9298047fd5137cd6e4f05f41da", None),
-    "gpt2-large": ("32b71b12589c2f8d625668d2335a01cac3249519", None),
     "gpt2-xl": ("15ea56dee5df4983c59b2538573817e1667135e2", "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"),
 }
 # Our module -> published.

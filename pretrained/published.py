@@ -7,9 +7,7 @@ A folder holds config.json, the weights whole or in shards (of a .bin file only 
 vocab.json + merges.txt. Whatever does not fit is listed in one UserError before anything is made of it.
 """
 import json
-import os
 import re
-import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autoregressive import Autoregressive
 from data import originals
+from data.folder import draft_of
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import has_files
 from engine.checkpoint import read_checkpoint, read_plain
@@ -228,16 +227,13 @@ def export(checkpoint, folder):
         "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
         "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]],
         "ar2diff_process": process}
-    partial = folder.with_name(folder.name + ".partial")
     tensors = renamed(checkpoint["model"], names(flavour, shape["n_layer"]),
                       lambda ours, _, tensor: flavour.turned(ours, tensor, shape, back=True))
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_file(tensors, partial / WEIGHTS[0], metadata={"format": "pt"})
-        (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
-    except (OSError, safetensors.SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with draft_of(folder, overwrite=False) as draft:
+            safetensors.torch.save_file(tensors, draft / WEIGHTS[0], metadata={"format": "pt"})
+            (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except safetensors.SafetensorError as error:  # of a full disk, too
         raise UserError(f"cannot write {folder} ({error})") from error
 
 
