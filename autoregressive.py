@@ -77,12 +77,16 @@ class Autoregressive:
             done |= token[:, 0] == self.eos
             if done.all():
                 break
-        yield from best_of(drafts, score, n_samples)
+        return (yield from best_of(drafts, score, n_samples))
 
 
 def best_of(drafts, score, n_samples):
-    """Yield each draft (B N, T) as (B, T): of the N samples of every input the one with the lowest score (B N,)."""
+    """Yield each draft (B N, T) as (B, T): of the N samples of every input the one with the lowest score (B N,).
+
+    Return what it chose from, (drafts, score): beyond/trace.py shows it.
+    """
     best = score.view(-1, n_samples).argmin(dim=1)                                       # (B,)
     rows = torch.arange(len(best), device=best.device) * n_samples + best
     for draft in drafts:
         yield draft[rows]
+    return drafts, score

@@ -103,7 +103,7 @@ class Uniform:
             logits = denoise(self, model, drafts[-1], context)                           # (B N, T, V)
             drafts.append(torch.where(frozen, x0, rng.categorical(logits, temperature)))
         score = cross_entropy(logits, drafts[-2]).mean(dim=1)                            # (B N,)
-        yield from best_of(drafts, score, n_samples)
+        return (yield from best_of(drafts, score, n_samples))
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Absorbing:
             drafts.append(xt)
             if not (xt == self.mask).any():
                 break
-        yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)  # inf: nothing was revealed
+        return (yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples))  # inf: none was revealed
 
 
 @dataclass
@@ -233,7 +233,7 @@ class Gaussian:
             x_hat = self.estimate(model, logits, temperature)
             z = torch.where(frozen[..., None], shrink(start, e, 1.0, s), shrink(z, x_hat, t, s))
             drafts.append(torch.where(frozen, x0, logits.argmax(-1)))
-        yield from best_of(drafts, cross_entropy(logits, drafts[-1]).mean(dim=1), n_samples)
+        return (yield from best_of(drafts, cross_entropy(logits, drafts[-1]).mean(dim=1), n_samples))
 
     def nearest(self, model, z):
         """Return the tokens (B, T) whose vectors are nearest to z (B, T, D_e): noise, as text."""

@@ -1,12 +1,14 @@
 r"""Write text with a trained model, AR or diffusion, and watch it being written.
 
     python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
+    python sample.py out/ar2diff_code --beside=out/ar_code --prompt="sort the numbers" --trace=trace.html
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 
 \n in --infill is a line end.
 """
 import inspect
+import itertools
 import math
 import sys
 from dataclasses import dataclass, fields, replace
@@ -17,6 +19,7 @@ from beyond.decoders import DECODERS
 from beyond.infill import infill
 from beyond.likelihood import bound_of
 from beyond.speculative import Speculative, new_speculative
+from beyond.trace import check_trace, trace, write_trace
 from data.dataset import Batch, pad_rows
 from diffusion import PROCESSES
 from engine.cli import UserError, check, one_of, parse, run
@@ -50,7 +53,9 @@ class Config(GenerateConfig):
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
     target_len: int | None = None  # tokens to write at most; default: as trained
-    show_steps: bool = False  # print the draft after every step
+    show_steps: bool = False  # print the draft after every step; on a terminal what changed is marked
+    trace: str | None = None  # file to see it being written: .html (a page), .svg (a picture that moves) or .json (the data)
+    beside: str | None = None  # another model that answers the same prompt in the trace, with its default options
 
 
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
@@ -158,17 +163,16 @@ def prompt_batch(writer, prompt):
     return replace(writer, options=writer.options | {"prefix": prefix}), Batch(empty[:, :0], None, empty)
 
 
-def show(tokenizer, ids):
-    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, MASK as ▒, a line end as an arrow."""
-    marks = {tokenizer.eos: "∎", tokenizer.pad: "·", tokenizer.mask: "▒"}
-    pieces, text_ids = [], []
-    for i in [*map(int, ids), None]:
-        if i is None or i >= tokenizer.n_text:
-            pieces.append(tokenizer.decode(text_ids))
-            pieces.append("" if i is None else marks.get(i, "?"))
-            text_ids = []
-        else:
-            text_ids.append(i)
+def show(tokenizer, ids, before=None):
+    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, MASK as ▒, a line end as an arrow.
+
+    before: the draft before, if what differs from it shall be marked, in bold.
+    """
+    texts = tokenizer.pieces(ids)
+    old, pieces = texts if before is None else tokenizer.pieces(before), []
+    for new, pairs in itertools.groupby(zip(texts, old), lambda pair: pair[0] != pair[1]):
+        text = "".join(text for text, _ in pairs)
+        pieces.append(f"\033[1m{text}\033[0m" if new else text)
     return "".join(pieces).replace("\r", "").replace("\n", "↵")
 
 
@@ -185,19 +189,26 @@ def read_prompt(config):
 @out_of_memory("--n_samples", "--target_len")
 def main(argv=None):
     config = parse(Config, argv)
+    check_trace(config)
     writer = load_writer(config.checkpoint, config, config.target_len)
+    own = GenerateConfig(seed=config.seed, device=config.device, dtype=config.dtype, compile=config.compile)
+    beside = load_writer(config.beside, own, config.target_len) if config.beside else None
     check(writer.process.name not in ("ar", "speculative") or config.infill is None,
           "--infill needs a diffusion model: an autoregressive one cannot look to the right")
     prompt = read_prompt(config)
     writer, batch = prompt_batch(writer, prompt)
+    other = [prompt_batch(beside, prompt)] if beside else []
     noise, text = Noise(config.seed, "generate", 0, [0]), writer.tokenizer.decode
     if config.infill is not None:
         drafts, text = infill(writer, batch, noise, config.infill, config.gap_len)
+    elif config.trace:
+        drafts, facts = trace(writer, batch, noise, config.checkpoint)
+        write_trace(config.trace, prompt, [facts, *(trace(*pair, noise, config.beside)[1] for pair in other)])
     else:
         drafts = writer.drafts(batch, noise)
     if config.show_steps:
-        for number, draft in enumerate(drafts):  # 0: what it starts from
-            print(f"{number:4d}  {show(writer.tokenizer, draft[0])}")
+        for number, (draft, before) in enumerate(zip(drafts, [drafts[0], *drafts])):  # 0: what it starts from
+            print(f"{number:4d}  {show(writer.tokenizer, draft[0], before[0] if sys.stdout.isatty() else None)}")
         print()
     print(("" if writer.input_len else prompt) + text(drafts[-1][0]))
 

@@ -3,9 +3,10 @@
     python sample.py out/ar2diff_code --decoder=ancestral --prompt="..."
 
 A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
-then one for every evaluation of the network. Its keyword arguments are its options; n_steps, n_samples, temperature and frozen
-are every diffusion decoder's. To add one, write the function and give it an entry: sample.py, eval.py and the tests that hold
-for every decoder find it there. A new option also wants a flag in sample.py: GenerateConfig.
+then one for every evaluation of the network. It returns what best_of() returns, for beyond/trace.py. Its keyword arguments are
+its options; n_steps, n_samples, temperature and frozen are every diffusion decoder's. To add one, write the function and give
+it an entry: sample.py, eval.py and the tests that hold for every decoder find it there. A new option also wants a flag in
+sample.py: GenerateConfig.
 """
 import torch
 
@@ -24,7 +25,7 @@ def ancestral(process, model, batch, rng, n_steps=10, temperature=0.2, n_samples
         never = torch.arange(logits.size(-1), device=xt.device) >= process.n_noise       # x_t cannot have come from there
         guess = rng.categorical(logits.masked_fill(never, -torch.inf), temperature)
         drafts.append(torch.where(frozen, xt, reverse(process.n_noise, guess, xt, t, s, rng)))
-    yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)
+    return (yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples))
 
 
 def reverse(V, x0, xt, t, s, rng):
@@ -60,7 +61,7 @@ def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_sample
         score = torch.where(reveal, nats, score)
         if not (drafts[-1] == process.mask).any():
             break
-    yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)
+    return (yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples))
 
 
 @torch.no_grad()
@@ -78,7 +79,7 @@ def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_
         score = torch.where(reveal, nats, score)
         if not (drafts[-1] == process.mask).any():
             break
-    yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples)
+    return (yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples))
 
 
 # Process -> {name: decoder}, its default first.

@@ -80,6 +80,18 @@ class Tokenizer:
         ids = ids[:ids.index(self.eos)] if self.eos in ids else ids
         return self._encoding.decode_bytes([i for i in ids if 0 <= i < self.n_text]).decode("utf-8", errors="replace")
 
+    def pieces(self, ids):
+        """Return how each token is shown: EOS as ∎, PAD as a dot, MASK as ▒, bytes that are no character as U+FFFD.
+
+        A character of several tokens stands whole at the first of them, and nothing at the others.
+        """
+        ids, pieces, marks = [int(i) for i in ids], [], {self.eos: "∎", self.pad: "·", self.mask: "▒"}
+        while rest := ids[len(pieces):]:
+            runs = [rest[:n] for n in (1, 2, 3, 4) if max(rest[:n]) < self.n_text]
+            whole = next((run for run in runs if "\ufffd" not in self.decode(run)), rest[:1])
+            pieces += [self.decode(whole) if runs else marks.get(rest[0], "?"), *[""] * (len(whole) - 1)]
+        return pieces
+
     def n_bytes(self, ids):
         """Return how many bytes of text the ids stand for; special ids stand for none."""
         return len(self._encoding.decode_bytes([i for i in ids if 0 <= i < self.n_text]))

@@ -198,3 +198,14 @@ class Spy(Scripted):
 def oracle(x0):
     """A model that knows the answer: one-hot logits on x0 (B, T), or on that of its input for each of n samples."""
     return Scripted(lambda y: 100.0 * F.one_hot(x0.repeat_interleave(len(y) // len(x0), dim=0), V))
+
+
+# ---- traces ----
+
+def traced(rows, sure=0.5, seconds=None, samples=("a",), name="out/model"):
+    """Return what beyond/trace.py would of drafts whose tokens have these texts; None is PAD."""
+    steps = [dict(seconds=float(k if seconds is None else seconds[k]), tokens=[257 if text is None else 0 for text in row],
+                  texts=["·" if text is None else text for text in row], sure=[sure if k else None] * len(row))
+             for k, row in enumerate(rows)]
+    return dict(name=name, process="uniform", decoder="resample", options={"n_steps": len(rows) - 1}, n_text=256, pad=257,
+                steps=steps, samples=[dict(text=text, score=float(i)) for i, text in enumerate(samples)], best=0)

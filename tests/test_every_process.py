@@ -247,7 +247,7 @@ def guess(process, model, batch, noise, n_samples=1, frozen=None):
     xt = pure_noise(process, x0, frozen, noise)
     logits = denoise(process, model, xt, context)
     drafts = [xt, torch.where(frozen, x0, logits.argmax(-1))]
-    yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples)
+    return (yield from best_of(drafts, cross_entropy(logits, xt).mean(dim=1), n_samples))
 
 
 def test_a_new_decoder_is_found_by_its_name(diff_run, monkeypatch, capsys):

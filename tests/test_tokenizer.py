@@ -153,6 +153,22 @@ def test_decode_stops_at_the_first_eos_and_drops_other_special_ids(tokenizer):
     assert t.decode([t.eos]) == t.decode([]) == ""
 
 
+def test_each_token_is_shown_once_and_a_character_of_several_whole(tokenizer):
+    for text in random_texts(50):
+        pieces = tokenizer.pieces(tokenizer.encode(text))
+        assert len(pieces) == len(tokenizer.encode(text)) and ("\ufffd" in text or "".join(pieces) == text)
+    marks = [tokenizer.eos, tokenizer.pad, tokenizer.mask, tokenizer.sentinels[0]]
+    assert tokenizer.pieces([*marks, *tokenizer.encode("a")]) == ["∎", "·", "▒", "?", "a"] and tokenizer.pieces([]) == []
+
+
+def test_parts_of_a_character_that_are_not_side_by_side_are_shown_as_such():
+    tokenizer, bad = load_tokenizer("bytes"), "\ufffd"
+    assert tokenizer.pieces("é😀x".encode()) == ["é", "", "😀", "", "", "", "x"]
+    assert tokenizer.pieces([0xC3, tokenizer.pad, 0xA9]) == [bad, "·", bad]
+    assert tokenizer.pieces([0xC3]) == [bad] and tokenizer.pieces([0xC3, tokenizer.eos]) == [bad, "∎"]
+    assert tokenizer.pieces([0xA9, 0xC3, 0xA9, 0xF0, 0x9F]) == [bad, "é", "", bad, bad]
+
+
 @pytest.mark.parametrize("line, content, complaint", [
     (300, b"YW*Jj 299", "base64"), (300, b"YWJj", "base64"), (300, b"YWJj 299 1", "base64"), (300, b"YWJj x", "base64"),
     (300, b"", "base64"), (300, b"YWJj 310", "rank 310 where 299 is due"), (300, b"YWJj 298", "rank 298"),
