@@ -14,7 +14,7 @@ from pathlib import Path
 
 from engine.cli import check, one_of, parse, run
 from engine.devices import n_cores
-from experiments import figure3, report, tables
+from experiments import bench, report, tables
 from experiments.cells import Store, known
 from experiments.plot import picture
 
@@ -107,7 +107,7 @@ def main(argv=None):
         print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
         print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:
-        figure3.make(folder, lab, config.draw, config.refresh)
+        bench.figure3(folder, lab, config.draw, config.refresh)
     return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plans}
 
 

@@ -91,8 +91,8 @@ def write_trace(path, prompt, models):
                               f"--target_len, --n_steps or --n_samples")
     facts = json.dumps({"prompt": prompt, "models": models}, ensure_ascii=False, allow_nan=False)
     if path.endswith(".html"):
-        page = Path(__file__).with_name("trace.html").read_text(encoding="utf-8")
-        facts = page.replace("TRACE", facts.replace("<", "\\u003c"))  # so no text can end the script that holds it
+        facts = facts.replace("<", "\\u003c")  # so no text can end the script that holds it
+        facts = Path(__file__).with_name("trace.html").read_text(encoding="utf-8").replace("TRACE", facts)
     write_new(path, svg(prompt, models) if path.endswith(".svg") else facts + "\n", "trace")
 
 

@@ -10,7 +10,6 @@ no text encodes to one, not even "<|endoftext|>".
     tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
 """
 import base64
-import difflib
 import hashlib
 import unicodedata
 from pathlib import Path
@@ -19,7 +18,7 @@ import tiktoken
 
 from data.originals import smollm2
 from data.tokenizer_files import GPT2_PATTERN, read_tokenizer_files
-from engine.cli import UserError, check
+from engine.cli import UserError, check, one_of
 
 N_SENTINELS = 100  # as in T5, for span corruption
 # 3993 + 103 special ids = 4096. Learned with PATTERN by the library `tokenizers` 0.23.3 from Python 3.11.7 (code 2.2 MB, docs
@@ -103,10 +102,7 @@ def load_tokenizer(name):
         return _NAMED[name](name)
     if Path(name).is_dir() or Path(name).suffix == ".gguf":
         return _published(name, Path(name))
-    nearest = difflib.get_close_matches(name, _NAMED, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    check(Path(name).is_file(), f"tokenizer {name!r} is none of {', '.join(_NAMED)}, and no such ranks file exists{hint}")
-    return Tokenizer(name, read_ranks(name))
+    return Tokenizer(name, read_ranks(name if Path(name).is_file() else one_of("tokenizer", name, (*_NAMED, "a ranks file"))))
 
 
 def _bytes(name):

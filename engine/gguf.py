@@ -12,8 +12,6 @@ def read_gguf(path):
         return {key: field.contents() for key, field in reader.fields.items()}, {x.name: x for x in reader.tensors}
     except ImportError as error:
         raise UserError(f"{path} needs a package that is not installed: python -m pip install gguf ({error})") from error
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
     except Exception as error:  # a damaged file may be anything
         raise UserError(f"{path} is truncated or no GGUF file ({error}); fetch it again") from error
 

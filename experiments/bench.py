@@ -7,6 +7,7 @@
 Every ratio is of runs that took turns in this process: the median over --rounds, with the quartiles (low, high). The yardstick
 is this repository's AR decoder with its cache, in the same dtype, compiled where others are. FLOPs are those of the weights, MB
 the most that was allocated at once, with the weights. What a training step takes, the training scripts say while they run.
+Below it is what `reproduce.py --what=figure3` does: let nothing else run meanwhile.
 """
 import copy
 import itertools
@@ -27,15 +28,18 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
 from autoregressive import Autoregressive
 from data.dataset import Batch
 from diffusion import Uniform
-from engine.cli import check, check_new, one_of, parse, run, write_json
+from engine.cli import UserError, check, check_new, one_of, parse, run, write_json
 from engine.devices import compiler_fault, out_of_memory, pick_device
 from engine.noise import Noise
 from engine.parallel import compile_model
+from experiments.cells import known
 from experiments.common import flops
+from experiments.plot import picture
 from model import Transformer
 from start import shape_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+INPUTS, LENGTHS = 128, (16, 32, 64, 128, 256)  # of figure3
 
 
 @dataclass
@@ -136,7 +140,7 @@ def bench_decoding(config, device):
                        "MB": peak_memory(ways[name, compiled][0], kept, device) / 1e6}
 
 
-# ---- the tables ----
+# ---- the table ----
 
 def show(title, rows):
     """Print rows, dicts of the same keys, as a table while they are measured; return them."""
@@ -182,6 +186,43 @@ def main(argv=None):
     facts["decoding"] = show(f"Decoding behind {config.input_len} inputs", bench_decoding(config, device))
     if config.out:
         write_json(config.out, dict(config=asdict(config), torch=torch.__version__) | facts, "out")
+
+
+# ---- the paper's Figure 3 ----
+
+def measure(lab):
+    """Return facts and "ways": {way of decoding: {column: [seconds per example, MB]}}, columns are target lengths and tasks."""
+    device, ways = checked(Config(size=lab.size)), {}
+    canvases = {str(T): (INPUTS, T) for T in LENGTHS} | {task: lab.canvas(task) for task in lab.scale.tasks}
+    for column, (S, T) in canvases.items():
+        for r in bench_decoding(Config(size=lab.size, input_len=S, lengths=str(T), n_steps="5,10,20"), device):
+            ways.setdefault(r["what"], {})[column] = [r["seconds"], r["MB"]]
+    return {"size": lab.size, "device": name_of(device), "torch": torch.__version__, "ways": ways}
+
+
+def markdown(ways):
+    """Return the lines of a table: a row a way of decoding, a column a length or a task."""
+    columns = list(dict.fromkeys(column for way in ways.values() for column in way))
+    lines = ["| seconds (MB) | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    words = lambda way: (f"{way[c][0]:.3f} ({way[c][1]:.0f})" if c in way else "" for c in columns)
+    return lines + [f"| {name} | " + " | ".join(words(way)) + " |" for name, way in ways.items()]
+
+
+def figure3(folder, lab, draw, refresh=False):
+    """Measure seconds and memory against length and task, unless that is done; write figure3.json, figure3.md, figure3.png."""
+    path = Path(folder, "figure3.json")
+    if not draw and (refresh or not path.exists()):
+        write_json(path, measure(lab), "out")
+    found = known(path, "ways")
+    check(found, f"cannot read {path}; --what=figure3 without --draw makes it")
+    try:
+        curves = {name: [(int(c), way[c][0]) for c in way if c.isdigit()] for name, way in found["ways"].items()}
+        text = "\n".join(markdown(found["ways"])) + "\n"
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+    picture(curves, path.with_suffix(".png"), "target tokens", "seconds per example", xscale="log", yscale="log")
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    print(f"\n== figure3: {figure3.__doc__} ({folder}/figure3.md)\n\n{text}", end="")
 
 
 if __name__ == "__main__":

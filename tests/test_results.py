@@ -20,7 +20,7 @@ from data.tokenizer import load_tokenizer
 from engine import cli
 from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
-from experiments import bench, cells, common, compare, figure3, plot, real, report, tables
+from experiments import bench, cells, common, compare, plot, real, report, tables
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -452,10 +452,10 @@ def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatc
             yield dict(what=what, seconds=measured[-1][1] / 100, MB=5.0)
     monkeypatch.setattr(bench, "bench_decoding", bench_decoding)
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: drawn.append((path, [*self.axes[0].get_xticks()])))
-    monkeypatch.setattr(figure3, "LENGTHS", (16, 32))
+    monkeypatch.setattr(bench, "LENGTHS", (16, 32))
     lab = tables.Lab(tables.SCALES["cpu"]._replace(sizes=("1x8x2",)), tmp_path)
     for draw in (False, False, True):
-        figure3.make(tmp_path, lab, draw)
+        bench.figure3(tmp_path, lab, draw)
     assert measured == [(128, 16), (128, 32), (20, 20), (80, 8), (24, 32), (28, 6)], "lengths, then the canvases of tasks"
     assert drawn == 3 * [(tmp_path / "figure3.png", [16, 32])], "ticks stand at the lengths"
     assert (tmp_path / "figure3.md").read_text(encoding="utf-8").splitlines() == [
@@ -469,10 +469,10 @@ def test_figure3_measures_once_and_shows_seconds_and_memory(tmp_path, monkeypatc
 def test_figure3_refuses_what_is_no_such_measurement(text, tmp_path):
     lab = tables.Lab(tables.SCALES["cpu"], tmp_path)
     with pytest.raises(UserError, match="cannot read .*figure3.json; --what=figure3 without --draw makes it"):
-        figure3.make(tmp_path, lab, draw=True)
+        bench.figure3(tmp_path, lab, draw=True)
     (tmp_path / "figure3.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="figure3.json is damaged"):
-        figure3.make(tmp_path, lab, draw=True)
+        bench.figure3(tmp_path, lab, draw=True)
     assert [path.name for path in tmp_path.iterdir()] == ["figure3.json"]
 
 

@@ -189,7 +189,7 @@ def test_a_ranks_file_without_all_bytes_is_refused(tmp_path):
 
 
 def test_missing_things_are_named(tmp_path, monkeypatch):
-    with pytest.raises(UserError, match="no such ranks file"):
+    with pytest.raises(UserError, match="not one of bpe, bytes, gpt2, smollm2, a ranks file"):
         load_tokenizer(str(tmp_path / "none.tiktoken"))
     with pytest.raises(UserError, match="did you mean 'bytes'"):
         load_tokenizer("byte")
