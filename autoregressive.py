@@ -71,7 +71,7 @@ class Autoregressive:
             token = rng.categorical(allowed, temperature)                                # (B N, 1)
             token = torch.where(done[:, None], self.pad, token)
             if n_samples > 1:  # else there is nothing to choose from
-                score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])
+                score += torch.where(done, 0.0, cross_entropy(logits, token)[:, 0])      # -log p of the whole text
             drafts.append(drafts[-1].clone())
             drafts[-1][:, i] = token[:, 0]
             done |= token[:, 0] == self.eos

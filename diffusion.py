@@ -8,7 +8,8 @@ All three learn x0 by cross-entropy, each from its own noise and with its own wa
 clean, 1 = pure noise. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the length of
 the text is learned. Every process has
     corrupt(x0, t, rng) -> xt        loss(model, batch, rng) -> Losses        generate(model, batch, rng, ...) -> drafts
-where rng is a source of random numbers, one stream for each sequence (engine/noise.py). Gaussian corrupts vectors of x0.
+where rng gives random numbers, a row for each sequence (engine/noise.py): uniform() is (B,), uniform(T) and integers(V, T) are
+(B, T), categorical(logits) draws tokens; send() takes them to a device. Gaussian corrupts vectors of x0.
 
 generate() yields drafts (B, T): the noise it starts from, one for every evaluation of the network, the last is the answer.
 Of N = n_samples drawn in parallel for each input the one with the best model score is kept. Of batch.targets only the width is
@@ -130,7 +131,8 @@ class Absorbing:
     def loss(self, model, batch, rng, token_loss=cross_entropy):
         """(1/t) * cross-entropy of the masked positions, summed and divided by the fixed B * T (MDLM, arXiv 2406.07524).
 
-        weighted=False trains without 1/t, which the log keeps.
+        At level t about t * T tokens are masked: 1/t lets every level count alike, and makes the mean over t an upper bound of
+        -log p in nats per token (docs/faq.md, "Why 1/t"). weighted=False trains without it; what is logged keeps it.
         """
         t = 1e-3 + (1 - 1e-3) * rng.stratified()                                       # (B,): 1/t stays finite
         xt = self.corrupt(batch.targets, t, rng)                                       # (B, T)
@@ -168,7 +170,7 @@ class Absorbing:
 class Gaussian:
     """Add normal noise to unit vectors that stand for the tokens; learn which token it was (after CDCD and Plaid)."""
     vector_width: int = 32  # D_e
-    sigma_min: float = 0.1  # every token can be told: vectors are about sqrt(2) apart, the nearest of 4,096 about 0.9
+    sigma_min: float = 0.1  # every token can be told: vectors are about sqrt(2) apart, the nearest of 4,096 0.9 on average
     sigma_max: float = 20.0  # none can be told
     self_condition: float = 0.5  # share of the training steps in which the model also sees its first estimate
     inputs_attention: str = "bidirectional"

@@ -54,7 +54,7 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
     """Return (mask, is_causal) for attention; the queries are the last n_query of the n_key columns.
 
     mask: bool, True = may be seen. None lets PyTorch choose its fastest kernel, and is_causal too, which is right only where
-    n_query == n_key. ahead: so many columns to its right a causal query sees as well (annealing, beyond/guide.py). A query
+    n_query == n_key. ahead: columns to its right that a causal query sees as well (0; annealing: beyond/guide.py). A query
     always sees itself, else a row of padding alone would be NaN.
     """
     if pad_mask is None and (not causal or n_query == 1):
@@ -167,7 +167,7 @@ class NoisyVectors(nn.Module):
 class Transformer(nn.Module):
     """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
 
-    A flavour for outside weights (pretrained/) overrides Block, init_weights, embed, embed_targets, rotary and logits.
+    A "flavour" of it for published weights (pretrained/) overrides Block, init_weights, embed, embed_targets, rotary, logits.
     """
     Block = Block
 
@@ -285,6 +285,6 @@ class Transformer(nn.Module):
 
     def logits(self, x):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""
-        # Tied rows echo the token that was fed, by a logit that grows with C: at C = 768 the first loss would be twice log V.
+        # Tied rows echo the token that was fed, by a logit that grows with C: at C = 768 AR would start at five times log V.
         # Scaled by 1/C (muP, arXiv 2203.03466; 1 at C = 128) loss and learning rate start alike at every width.
         return F.linear(rms_norm(x) * (128 / x.size(-1)), self.embedding.weight)

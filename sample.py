@@ -53,7 +53,7 @@ class Config(GenerateConfig):
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
     target_len: int | None = None  # tokens to write at most; default: as trained
-    show_steps: bool = False  # print the draft after every step; on a terminal what changed is marked
+    show_steps: bool = False  # print every draft (∎ end, · padding, ▒ masked), the noise first; on a terminal changes are bold
     trace: str | None = None  # file to see it being written: .html (a page), .svg (a picture that moves) or .json (the data)
     beside: str | None = None  # another model that answers the same prompt in the trace, with its default options
 
@@ -164,10 +164,7 @@ def prompt_batch(writer, prompt):
 
 
 def show(tokenizer, ids, before=None):
-    """Return a draft on one line, all of it: EOS as ∎, PAD as a dot, MASK as ▒, a line end as an arrow.
-
-    before: the draft before, if what differs from it shall be marked, in bold.
-    """
+    """Return a draft on one line, a line end as an arrow; what differs from the draft `before`, if given, is bold."""
     texts = tokenizer.pieces(ids)
     old, pieces = texts if before is None else tokenizer.pieces(before), []
     for new, pairs in itertools.groupby(zip(texts, old), lambda pair: pair[0] != pair[1]):

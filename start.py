@@ -167,9 +167,6 @@ def choose_process(config, tokenizer, origin):
     """Return (process, ar): the diffusion process by the flags, else that of a diffusion checkpoint, else the paper's; and
     the AR process of its weights, whose start token --shift and --ar_weight need. Raises UserError."""
     given = {option: value for option in OPTIONS if (value := getattr(config, option)) is not None}
-    for option, (low, high) in RANGES.items():
-        value = given.get(option, low)
-        check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     is_ar = origin is not None and origin["process"]["name"] == "ar"
     inherited = origin["process"] if origin and not is_ar else {"name": "uniform", **usual(origin)}
     name = one_of("process", config.process or inherited["name"], PROCESSES)
@@ -184,6 +181,9 @@ def choose_process(config, tokenizer, origin):
           "--shift: the targets of an encoder-decoder do not follow its inputs")
     options["shift"] = ar.start if shifted else None
     process = new_process(name, tokenizer, inputs_attention=inputs_attention, **options)
+    for option, (low, high) in RANGES.items():
+        value = given.get(option, low)
+        check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     new, old = options.get("vector_width"), inherited.get("vector_width")
     check(old is None or new == old, f"--vector_width={new} differs from the checkpoint's, {old}")
     return process, ar

@@ -46,7 +46,8 @@ class Recorder:
 
 
 def trace(writer, batch, noise, name):
-    """Write one text, as writer.drafts() does; return (drafts, facts), plain data of all that happened."""
+    """Write one text, as writer.drafts() does; return (drafts, facts), plain data: of each step the seconds since the start,
+    tokens, their texts, how `sure` of each the model was when it wrote it (temperature 1); all samples, scores in nats."""
     process, tokenizer, found = writer.process, writer.tokenizer, None
     writer.drafts(batch, noise)  # uncounted: the first time takes longer
     model = Recorder(writer.model, getattr(process, "shift", None) is not None)
@@ -106,12 +107,13 @@ STYLE = ("rect{fill:#fff}text{font:14px monospace;white-space:pre;fill:#222}.sof
 
 def svg(prompt, models):
     """Return an SVG in which drafts follow each other by the models' own clocks; a fifth of each round shows the answers."""
-    head, y = textwrap.shorten(prompt, COLUMNS, placeholder=" …") or "(no prompt)", 2.5 * LINE
-    body, total = [text_at(LINE, [("soft", head)])], max(m["steps"][-1]["seconds"] for m in models)
+    head, y = textwrap.shorten(prompt, COLUMNS - 25, placeholder=" …") or "(no prompt)", 2.5 * LINE
+    body = [text_at(LINE, [("soft", head), ("new", "   just changed"), ("low", " unsure")])]
+    total = max(m["steps"][-1]["seconds"] for m in models)
     for m in models:
         n, frames = len(m["steps"]) - 1, [lines_of(m, k) for k in range(len(m["steps"]))]
         name = "/".join(Path(m["name"]).parts[-2:])[-40:]
-        body.append(text_at(y, [("soft", f"{name}: {n} evaluations, {m['steps'][-1]['seconds']:.3f} s")]))
+        body.append(text_at(y, [("soft", f"{name}: {n} evaluations x {len(m['samples'])}, {m['steps'][-1]['seconds']:.3f} s")]))
         times = [*(0.8 * step["seconds"] / total for step in m["steps"]), 1]
         for k, lines in enumerate(frames):
             kind = 'class="last"' if k == n else 'visibility="hidden"'  # what cannot move shows the last

@@ -140,8 +140,6 @@ def bench_decoding(config, device):
                        "MB": peak_memory(ways[name, compiled][0], kept, device) / 1e6}
 
 
-# ---- the table ----
-
 def show(title, rows):
     """Print rows, dicts of the same keys, as a table while they are measured; return them."""
     found, word = [], lambda key, x: f"{f'{x:.4g}' if isinstance(x, float) else str(x):>{max(11, len(key) + 2)}s}"

@@ -79,7 +79,7 @@ def press(browser, *keys):
 def step(browser):
     """Return the step of the slider, after a look at whether all that tells it says the same."""
     value, said, shown = js(browser, "[step.value, step.getAttribute('aria-valuetext'), now.textContent]")
-    assert said == shown and said.startswith(f"step {value} of {js(browser, 'step.max')}, ")
+    assert said == shown and said.startswith(f"moment {value} of {js(browser, 'step.max')}, ")
     return int(value)
 
 
@@ -107,7 +107,7 @@ def test_it_opens_with_the_answers_and_everything_about_them(visit):
     assert js(browser, "document.querySelector('h1').textContent") == "write it\n  like this"
     text = js(browser, "document.body.innerText")
     assert all(part in text for part in ("out/one", "out/two", "uniform, resample: n_steps 3; 1.000 s", "draft 3 of 3",
-                                         "draft 1 of 1", "step 4 of 4, 1.000 s", "8 samples and their scores"))
+                                         "draft 1 of 1", "moment 4 of 4, 1.000 s", "8 samples and their scores in nats"))
     cells = "[...document.querySelectorAll('tr')].map(row => [row.className, ...[...row.cells].map(cell => cell.textContent)])"
     rows = js(browser, cells)
     assert rows == [["kept", "0.000", "kept", "ab\n  c"], *(["", f"{i}.000", "", text] for i, text in enumerate(HOSTILE, 1))]
@@ -207,7 +207,7 @@ def test_it_ends_with_the_answer_and_a_screen_reader_hears_where_it_stopped_only
     live = js(browser, "[...document.querySelectorAll('[aria-live], output, [role=status]')].map(e => "
                        "[e.id, e.getAttribute('aria-live')])")
     assert live == [["now", "off"], ["said", None]]
-    assert js(browser, "[step.ariaLabel, document.documentElement.lang, document.title]") == ["Step", "en",
+    assert js(browser, "[step.ariaLabel, document.documentElement.lang, document.title]") == ["Moment", "en",
                                                                                              "How it was written"]
     named = "[...document.querySelectorAll('section')].map(s => window[s.getAttribute('aria-labelledby')].textContent)"
     assert js(browser, named) == ["out/one", "out/two"]
