@@ -247,7 +247,7 @@ def rank(values):
     return values.argsort(dim=1, stable=True).argsort(dim=1)
 
 
-PROCESSES = {cls.name: cls for cls in (Uniform, Absorbing, Gaussian)}
+PROCESSES = {cls.name: cls for cls in (Uniform, Absorbing, Gaussian)}  # to add one: docs/faq.md, "How do I change"
 
 
 def new_process(name, tokenizer, **options):

@@ -116,7 +116,7 @@ def evaluate_bits(config, checkpoint, path, meta):
     """Return a dict of bits per target token and per byte of config.checkpoint on a task's split, or on validation text."""
     check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
     check(config.out is None, "--out is for answers; --metric=bits gives none")
-    check(config.drafter is None, "--drafter is for answers; --metric=bits needs none")
+    check(not (config.drafter or config.decoder), "--drafter and --decoder are for answers; --metric=bits needs none")
     check(meta["kind"] == "task" or config.split in ("test", "valid"), f"--split={config.split}: text is measured on its "
                                                                        f"validation part")
     writer, split, n_left_out, objective = load_writer(config.checkpoint, config), "valid", 0, None

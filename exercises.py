@@ -50,7 +50,7 @@ def start(task, folder):
     """Copy the project into a new folder, without the function of a task. Raises UserError where that cannot be done."""
     check(not (ROOT / STARTED).exists(), f"{ROOT} is the folder of an exercise; start the next one from the project itself")
     try:
-        check(not folder.is_file() and not any(folder.glob("*")), f"{folder} is not empty; choose another folder")
+        check(not folder.is_file() and not any(folder.glob("*")), f"{folder} is a file or not empty; choose another folder")
         check(ROOT not in folder.resolve().parents, f"{folder} lies in the project that would be copied; choose one outside")
         shutil.copytree(ROOT, folder, ignore=LEFT_OUT, dirs_exist_ok=True)
         text = (ROOT / task["file"]).read_text(encoding="utf-8")
@@ -76,7 +76,8 @@ def started(root, number=None):
 
 
 def verdict(root, number=None):
-    """Return {"folder", "task", "solved", "said"} of a folder, as started() takes it; task None: it cannot be checked."""
+    """Return {"folder", "task", "solved", "said"} of a folder, as started() takes it; solved None: it cannot be checked."""
+    own, solved = None, None
     try:
         own, *_ = started(root, number)
         ran = subprocess.run([sys.executable, ROOT / "tests" / "exercises.py", own], cwd=root, timeout=SECONDS,
@@ -87,9 +88,9 @@ def verdict(root, number=None):
         check(ran.returncode != 2, said)
         solved = ran.returncode == 0 and "checks hold" in said
     except subprocess.TimeoutExpired:
-        own, solved, said = None, False, f"{root}: it does not end, and was stopped after {SECONDS} seconds"
+        said = f"{root}: it does not end, and was stopped after {SECONDS} seconds"
     except UserError as error:
-        own, solved, said = None, False, str(error)
+        said = str(error)
     return {"folder": str(root), "task": own, "solved": solved, "said": said}
 
 
@@ -102,7 +103,7 @@ def main(argv=None):
     if command == "list":
         return print("\n".join(f"{number:>3s}  {task['title']}" for number, task in tasks().items()))
     if command == "grade":
-        return print("\n".join(json.dumps(verdict(Path(folder))) for folder in words))
+        return sys.stdout.writelines(f"{json.dumps(verdict(Path(folder)))}\n" for folder in words)
     task = tasks()[number := one_of("task", words[0], tasks())]
     if command == "hint":
         return print(task["hint"])
@@ -113,7 +114,7 @@ def main(argv=None):
         _, *lines = started(ROOT, number)
         return print("\n".join(difflib.unified_diff(*lines, "yours", "the original", lineterm="")) or "no difference")
     found = verdict(ROOT, number)
-    check(found["task"], found["said"])
+    check(found["solved"] is not None, found["said"])
     print(f"task {number}: {'solved' if found['solved'] else 'not yet'}. {found['said']}")
     sys.exit(0 if found["solved"] else 1)
 

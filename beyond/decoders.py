@@ -4,9 +4,9 @@
 
 A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
 then one for every evaluation of the network. It returns what best_of() returns, for beyond/trace.py. Its keyword arguments are
-its options; n_steps, n_samples, temperature and frozen are every diffusion decoder's. To add one, write the function and give
-it an entry: sample.py, eval.py and the tests that hold for every decoder find it there. A new option also wants a flag in
-sample.py: GenerateConfig.
+its options; n_steps, n_samples, temperature and frozen are every diffusion decoder's. No noise is left in the last draft, not
+even with n_steps=1. To add one, write the function and give it an entry: sample.py, eval.py and tests/test_every_process.py
+find it there. A new option also wants a flag in sample.py: GenerateConfig.
 """
 import torch
 

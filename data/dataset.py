@@ -132,13 +132,14 @@ class TaskData:
         fits = [len(i) <= self.input_len and len(t) < self.target_len for i, t in pairs]  # one slot is for EOS
         n_dropped = len(pairs) - sum(fits)
         flags = f"--input_len={self.input_len} --target_len={self.target_len}"
-        check(any(fits) or split == "valid", f"{file}: not one of {len(pairs)} examples fits {flags}")  # valid: goes on without
+        longest = f"the longest are {max(len(i) for i, _ in pairs)} and {max(len(t) for _, t in pairs) + 1}"
+        check(any(fits) or split == "valid", f"{file}: not one of {len(pairs)} examples fits {flags}; {longest}")
         if n_dropped and too_long == "error":
             first = fits.index(False)
             raise UserError(
                 f"{file}: {n_dropped} of {len(pairs)} examples do not fit {flags}; the first is line {first + 1} with an input "
-                f"of {len(pairs[first][0])} tokens and a target of {len(pairs[first][1])} + EOS. The longest are "
-                f"{max(len(i) for i, _ in pairs)} and {max(len(t) for _, t in pairs) + 1}; raise these, or say --too_long=drop")
+                f"of {len(pairs[first][0])} tokens and a target of {len(pairs[first][1])} + EOS; {longest}. Raise these, or "
+                f"say --too_long=drop")
         if n_dropped:
             print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit {flags}")
         return [pair for pair, fit in zip(pairs, fits) if fit]

@@ -57,8 +57,6 @@ class Config:
     out: str | None = None  # JSON file for all numbers
 
 
-# ---- timing ----
-
 def take_turns(functions, rounds, device):
     """Return {name: [seconds]}: each function once a round, after two rounds that do not count."""
     times, sync = {name: [] for name in functions}, torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -66,7 +66,8 @@ def markdown(entries, metric):
     for e in entries:
         same = e is not entries[0] and not abs(e["difference"]) > 2 * e["difference_error"]
         change = "" if e is entries[0] else f"{e['difference']:+.1f} +- {e['difference_error']:.1f}{' =' * same}"
-        lines.append(f"| {e['name']} ({e['n_seeds']}) | {e['score']:.1f} | {e['over_seeds']:.1f} | {e['over_examples']:.1f} | "
+        over_seeds = f"{e['over_seeds']:.1f}" if e["n_seeds"] > 1 else ""
+        lines.append(f"| {e['name']} ({e['n_seeds']}) | {e['score']:.1f} | {over_seeds} | {e['over_examples']:.1f} | "
                      f"{change} | {e['evaluations']:.1f} | {e['seconds']:.4f} |")
     return [*lines, "", "In brackets the number of seeds; one seed is an anecdote. `=`: within two standard errors (over "
                         "seeds, and over examples pair by pair)."]

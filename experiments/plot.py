@@ -36,7 +36,7 @@ def curve(folder, key="auto", split="valid"):
         raise UserError(f"cannot read {path}: {error.strerror}; name the out_dir of a run") from error
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what a training run writes ({type(error).__name__}: {error})") from error
-    check(points, f"{path} holds no {key} of split {split}")
+    check(points, f"{path} holds no {key} of split {split}; try the other --split or --key")
     return points
 
 

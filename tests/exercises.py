@@ -155,6 +155,15 @@ def drafts_of(generator, shape, n_steps):
 
 # ---- Sitting 1 ----
 
+def returned(generator):
+    """Return what a generator returns at its end."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
 def task_1():
     from diffusion import Uniform
     B, T, n = 64, 64, 11
@@ -167,6 +176,7 @@ def task_1():
     holds(share == 0, f"at t = 0 nothing may change, but a share of {share:.2f} did")
     changed = (corrupt(x0, torch.full((B,), 0.5)) != x0).double()
     rows, columns = changed.mean(dim=1), changed.mean(dim=0)
+    holds(torch.equal(x0, before), "x0 itself was changed: return a new tensor")
     holds(changed.any(), "at t = 0.5 nothing is replaced")
     holds(not set(rows.tolist()) <= {0.0, 1.0}, "whole rows are replaced: draw one number for each token, not for each row")
     holds(not set(columns.tolist()) <= {0.0, 1.0}, "the same places are replaced in every row: draw numbers for each row, "
@@ -397,6 +407,9 @@ def task_7():
     holds(not torch.equal(second, x0),
           "the second pass reads the targets: it must read the model's own guess, as decoding does")
     holds(torch.equal(second, model.given[0].argmax(-1)), "the second pass must read the argmax of the first pass's logits")
+    again = process.loss(Model(), batch, noise(B))
+    same = is_close(again[2], t) and is_close(again[0], total)
+    holds(same, "the same rng gives another t or xt: draw from rng, not from torch")
     L1, L2 = (nats(logits, x0).mean() for logits in model.given)
     moved = [nats(logits, x0)[xt != x0].mean() for logits in model.given]
     zeroed = [(nats(logits, x0) * (xt != x0)).mean() for logits in model.given]
@@ -407,6 +420,9 @@ def task_7():
            (L2, "total is L2 alone: L1 belongs to it"),
            (2 * L1, "L1 is added twice"),
            ((L1 + L2) * B * T, "total is a sum: divide by B * T"),
+           ((L1 + L2) * T, "the targets of a sequence are summed: take their mean"),
+           (nats(model.given[0], xt).mean() + L2, "L1 is taken against xt: both passes predict the clean targets"),
+           (L1 + nats(model.given[1], second).mean(), "L2 is taken against the guess: both passes predict the clean targets"),
            (sum(moved), only), (moved[0] + L2, only), (sum(zeroed), only), (zeroed[0] + L2, only))
     number(per_sequence, nats(model.given[0], x0).mean(dim=1), "per_sequence (L1 of each sequence)")
     expected, = torch.autograd.grad(sum(nats(logits, x0).mean() for logits in model.given), model.table, retain_graph=True)
@@ -462,6 +478,8 @@ def task_8():
         holds(low < share < high, f"temperature {temperature} is not what tokens are drawn at: a token of odds exp(0.5 / "
                                   f"{temperature}) came {share:.2f} of the time")
     holds(len(list(generate(Model()))) == 11, "by default 10 steps are made")
+    holds(isinstance(returned(generate(Model())), tuple), "it must return what best_of() returns: end with return (yield from "
+          "best_of(drafts, score, n_samples))")
     model = Model(lambda y: model.table[y] + 0.5 * model.table[y.roll(1, dims=1)], seed=3)
     drafts = drafts_of(generate(model, n_steps=3, temperature=0.2, n_samples=5), (4, 6), 3)
     holds(all(len(y) == 20 for y in model.fed), "with n_samples=5 all 5 samples of an input are decoded in one call: 5 B rows")
@@ -548,6 +566,8 @@ def task_11():
     total, per_sequence, t = parts_of(process.loss(model, batch, noise(B)), B)
     model.saw(batch, "causal")
     t = level(t, B)
+    again = process.loss(Model(script), batch, noise(B))
+    holds(is_close(again[2], t), "the same rng gives another t: draw from rng, not from torch")
     holds(t.min() > 9e-4, f"t comes as low as {t.min():.1e}, and 1 / t as high as {1 / t.min():.0e}: keep t above 1e-3")
     holds(len(model.fed) == 1, f"the network was called {len(model.fed)} times, one pass is enough")
     masked = model.fed[0] == MASK
@@ -571,7 +591,8 @@ def task_11():
     number(per_sequence, open_ / t, "per_sequence")
     model, process = Model(script), Absorbing(MASK, weighted=False)
     total, per_sequence, t = parts_of(process.loss(model, batch, noise(B)), B)
-    number(total, open_.mean(), "total with weighted=False", ((open_ / t).mean(), "weighted=False must train without 1/t"))
+    number(total, open_.mean(), "total with weighted=False", ((open_ / t).mean(), "weighted=False must train without 1/t"),
+           ((each * masked).sum() / masked.sum(), "weighted=False divides by B * T too, not by the number of masked tokens"))
     number(per_sequence, open_ / t.double(), "per_sequence with weighted=False",
            (open_, "per_sequence loses its 1/t with weighted=False: the log keeps it, so that runs can be compared"))
     total, *_ = process.loss(Model(script), batch, noise(B), lambda logits, x0: 0 * logits[..., 0] + 7)
@@ -822,6 +843,8 @@ def task_15():
         seen.append(len(y))
         return torch.where((y == MASK)[..., None], logits, 20 * torch.eye(V)[0])
     *_, last = confidence(process, Model(doubt), batch, noise(B), n_steps=3, temperature=0, n_samples=2)
+    end = returned(confidence(process, Model(script), batch, noise(B), n_steps=3, temperature=0, n_samples=2))
+    holds(isinstance(end, tuple), "it must return what best_of() returns: end with return (yield from best_of(...))")
     holds(seen[0] == 2 * B, "with n_samples=2 both samples of an input are decoded in one call: 2 B rows")
     holds(last[:, 0].tolist() == [1, 4, 5],
           "another sample than the best was kept: the lowest score is, the mean cross-entropy of the tokens that were "

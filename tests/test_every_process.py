@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import diffusion
 import eval as evaluation
 import sample
 from autoregressive import Autoregressive, best_of, cross_entropy
@@ -93,6 +94,11 @@ class Oracle:
         return logits[:, self.n - y.size(1):self.n] if extend else logits
 
 
+def test_no_two_processes_have_one_name():
+    classes = [cls for cls in vars(diffusion).values() if isinstance(cls, type) and hasattr(cls, "corrupt")]
+    assert [*PROCESSES.values()] == classes, "each class needs a `name` of its own, and a place in PROCESSES"
+
+
 # ---- decoders ----
 
 @every_way
@@ -103,7 +109,7 @@ def test_an_oracle_is_followed_in_no_more_evaluations_than_promised(name, decode
             model, limit = Watched(Oracle(TEXTS)), n_steps if name in PROCESSES else T
             drafts = drafts_of(model, batch, name, decoder, n_steps=n_steps, n_samples=2, frozen=mask, **options)
             expected = TEXTS if mask is None else torch.where(mask, batch.targets, TEXTS)  # even where the oracle knows better
-            assert torch.equal(drafts[-1], expected), (n_steps, mask)
+            assert torch.equal(drafts[-1], expected), f"n_steps={n_steps}: the last draft holds noise, or lost a frozen token"
             assert 1 <= len(drafts) - 1 == len(model.fed) <= limit and model.n_encoded == 1, "a draft for every evaluation"
 
 

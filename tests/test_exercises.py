@@ -33,7 +33,9 @@ FEED, LEVELS = "F.pad(x0[:, :-1], (1, 0), value=self.start)", "self.sigma_min * 
 
 # Task -> wrong answers: what is replaced in the original function, by what, and words of the message that this must give.
 WRONG = {
-    "1": [("rng.uniform(x0.size(1))", "rng.uniform(1)", "whole rows are replaced: draw one number for each token"),
+    "1": [("return torch.where(send(replaced, x0.device), send(random, x0.device), x0)",
+           "x0[replaced] = random[replaced]\n        return x0", "x0 itself was changed"),
+          ("rng.uniform(x0.size(1))", "rng.uniform(1)", "whole rows are replaced: draw one number for each token"),
           (" < t[:, None]", " > t[:, None]", "t is the probability of being replaced, not of being kept"),
           (" < t[:, None]", " < t.mean()", "each row has its own level"),
           ("rng.integers(self.n_noise, ", "rng.integers(self.n_noise - 1, ", "id 10 is never drawn"),
@@ -78,7 +80,8 @@ WRONG = {
           ('"copied" if name in checkpoint["model"] else "new"', '"copied"', 'reported as "new"'),
           ("lineage(checkpoint)", 'checkpoint["history"]', "history must be lineage(checkpoint)"),
           ("torch.equal(causal_logits(checkpoint), causal_logits(converted))", "True", "lacks a tensor was converted")],
-    "7": [("denoise(self, model, x0_hat", "denoise(self, model, xt", "the second pass reads xt again"),
+    "7": [("t = rng.uniform()", "t = torch.rand(len(batch.targets), dtype=torch.float64)", "draw from rng, not from torch"),
+          ("denoise(self, model, x0_hat", "denoise(self, model, xt", "the second pass reads xt again"),
           ("denoise(self, model, x0_hat", "denoise(self, model, batch.targets", "the second pass reads the targets"),
           ("denoise(self, model, xt", "denoise(self, model, batch.targets", "the first pass reads the targets themselves"),
           ("L1.mean() + L2.mean()", "(L1.mean() + L2.mean()) / 2", "the mean of L1 and L2: the paper adds them"),
@@ -89,7 +92,9 @@ WRONG = {
           ("denoise(self, model, x0_hat, context)", "denoise(self, model, x0_hat, model.encode(batch.inputs, batch.pad_mask, "
            "self.inputs_attention))", "once is enough"),
           (MEAN, MEAN.replace(").mean", ").masked_fill(xt == batch.targets, 0.0).mean"), "only replaced tokens carry loss")],
-    "8": [("drafts[-1], context", "drafts[0], context", "reads the noise again"),
+    "8": [("return (yield from best_of(drafts, score, n_samples))", "yield from best_of(drafts, score, n_samples)",
+           "must return what best_of() returns"),
+          ("drafts[-1], context", "drafts[0], context", "reads the noise again"),
           ("cross_entropy(logits, drafts[-2])", "cross_entropy(logits, drafts[-1])", "the last step's INPUT"),
           ("score = cross", "score = -cross", "the WORST sample was kept"),
           ("torch.where(frozen, x0, rng.categorical(logits, temperature))", "rng.categorical(logits, temperature)",
@@ -111,7 +116,8 @@ WRONG = {
            ("pad_mask[b, input_len - len(i):]", "pad_mask[b, :input_len - len(i)]", "pad_mask is the wrong way round"),
            ("targets[b, :len(t)]", "targets[b, -len(t):]", "targets are padded on the left"),
            ("inputs[b, input_len - len(i):]", "inputs[b, -len(i):]", "an empty input or target fails")],
-    "11": [("masked_nats / t", "masked_nats * t", "it is multiplied by t"),
+    "11": [("rng.stratified()", "torch.rand(len(batch.targets), dtype=torch.float64)", "draw from rng, not from torch"),
+          ("masked_nats / t", "masked_nats * t", "it is multiplied by t"),
            (".masked_fill(xt != self.mask, 0.0)", "", "they are known"),
            ("(per_sequence if self.weighted else masked_nats)", "masked_nats", "the weight 1/t is missing"),
            ("(per_sequence if self.weighted else masked_nats)", "per_sequence", "must train without 1/t"),
@@ -141,7 +147,8 @@ WRONG = {
            ("frozen=place < settled", "frozen=None", "what is settled must be frozen"),
            ("_, *drafts =", "*drafts, =", "noise is left out"),
            ("place <= agreed", "place < agreed", "what is settled is not greedy AR's text")],
-    "15": [("nats.double()", "-nats.double()", "the LEAST certain tokens come first"),
+    "15": [("return (yield from best_of(", "yield from (best_of(", "must return what best_of() returns"),
+          ("nats.double()", "-nats.double()", "the LEAST certain tokens come first"),
            ("1e6 * block", "0 * block", "block_len is not"),
            ("process.predict(", "denoise(process, ", "MASK itself is never predicted"),
            ("drafts.append(torch.where(reveal, guess, drafts[-1]))", "drafts.append(guess)", "here all is revealed after 1"),
@@ -345,8 +352,8 @@ def test_every_other_function_of_the_file_stays_as_it_is():
     (["start", "1"], "say: python exercises.py start N FOLDER"), (["grade"], "say: python exercises.py grade FOLDER..."),
     (["check", "18"], "task 18 is a question, there is nothing to write; python exercises.py hint 18 answers it"),
     (["start", "1", str(ROOT / "mine")], "lies in the project that would be copied"),
-    (["start", "1", str(ROOT / "docs")], "is not empty; choose another folder"),
-    (["start", "1", str(ROOT / "LICENSE")], "is not empty"),
+    (["start", "1", str(ROOT / "docs")], "is a file or not empty; choose another folder"),
+    (["start", "1", str(ROOT / "LICENSE")], "is a file or not empty"),
     (["start", "1", str(ROOT / "LICENSE" / "mine")], "lies in the project"),
     (["check", "1"], "exercise.json; python exercises.py start N FOLDER makes a folder to work in"),
     (["diff", "1"], "exercise.json")])
@@ -453,7 +460,7 @@ def test_grade_prints_a_line_of_json_for_solved_unsolved_and_broken_folders(tmp_
     assert [one["folder"] for one in found] == names
     assert (right["task"], right["solved"]) == ("3", True) and "checks hold" in right["said"]
     assert (wrong["task"], wrong["solved"]) == ("16", False) and "it should be (B, 1, 1)" in wrong["said"]
-    assert (broken["task"], broken["solved"]) == (None, False) and "autoregressive.py does not parse" in broken["said"]
+    assert (broken["task"], broken["solved"]) == ("9", None) and "autoregressive.py does not parse" in broken["said"]
     assert not absent["solved"] and "exercise.json" in absent["said"]
 
 

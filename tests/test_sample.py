@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sample
+from beyond.decoders import DECODERS
 from data.dataset import pad_rows
 from data.tokenizer import load_tokenizer
 from diffusion import Absorbing
@@ -164,8 +165,8 @@ def test_a_wrong_flag_is_refused_in_one_line(ar_run, diff_run, capsys, flags, me
     ("ar", ["--top_k=-1"], "--top_k=-1 must be at least 0"), ("diff", ["--top_k=5"], "--top_k is not for uniform models"),
     ("ar", ["--n_steps=5"], "--n_steps is not for ar models"), ("diff", ["--n_steps=0"], "--n_steps=0 must be at least 1"),
     ("ar", ["--infill=a___"], "--infill needs a diffusion model"),
-    ("diff", ["--decoder=ancestrl"], "not one of resample, ancestral; did you mean 'ancestral'"),
-    ("diff", ["--decoder=confidence"], "not one of resample, ancestral"),
+    ("diff", ["--decoder=ancestrl"], f"not one of {', '.join(DECODERS['uniform'])}; did you mean 'ancestral'"),
+    ("diff", ["--decoder=confidence"], f"not one of {', '.join(DECODERS['uniform'])}"),
     ("ar", ["--decoder=ancestral"], "--decoder is not for ar models"),
     ("diff", ["--threshold=0.5"], "--threshold is not for uniform models"),
     ("absorbing", ["--threshold=0.9", "--decoder=confidence"], "--threshold goes with --decoder=threshold, not"),
