@@ -1,7 +1,7 @@
 """The autoregressive factorisation: p(x0 | inputs) = product over i of p(x0_i | x0_<i, inputs). Loss and decoding.
 
-Same interface as the processes of diffusion.py: loss(model, batch, rng) and generate(model, batch, rng, ...), where rng is a
-source of random numbers, one stream for each sequence (engine/noise.py). The loss of an AR model draws none.
+Same interface as the processes of diffusion.py: loss(model, batch, rng) and generate(model, batch, rng, ...). batch: inputs
+(B, S), pad_mask, targets (B, T) (data/dataset.py); rng: random numbers, a row for each sequence. The AR loss draws none.
 """
 from dataclasses import dataclass
 from typing import NamedTuple

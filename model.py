@@ -71,7 +71,7 @@ def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
 
 
 def waves(start, n, dim, device, base=10000.0):
-    """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1, at wavelengths from 2 pi to nearly 2 pi base."""
+    """Return (cos, sin), each (n, dim / 2), of positions start .. start+n-1, wavelengths 2 pi to 2 pi base^(1 - 2/dim)."""
     frequencies = base ** torch.linspace(0, 2 / dim - 1, dim // 2, device=device)
     angles = (start + torch.arange(n, device=device, dtype=torch.float32))[:, None] * frequencies
     return angles.cos(), angles.sin()

@@ -39,7 +39,7 @@ def rms_norm(x):
     return F.rms_norm(x, x.shape[-1:], eps=1e-12)
 
 def waves(places, dim):
-    """Return (cos, sin), each (L, dim / 2), of places (L,) at wavelengths of 2 pi to 20,000 pi."""
+    """Return (cos, sin), each (L, dim / 2), of places (L,), wavelengths 2 pi to 2 pi 10,000^(1 - 2/dim)."""
     angles = places[:, None] * 10000.0 ** (-torch.arange(0, dim, 2) / dim)
     return angles.cos(), angles.sin()
 
@@ -140,7 +140,7 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     inputs, targets = pairs(10_200)
     ar, scratch, ar2diff = Transformer(), Transformer(), Transformer()
-    print(f"steps        AR loss  exact   (log V = {torch.tensor(V).log():.2f}; more at first: tied rows echo)")
+    print(f"steps        AR loss  exact (log V = {torch.tensor(V).log():.2f}; more at first: tied rows echo)")
     train([ar], ar_loss, ar_generate, inputs, targets, n_steps=320)
     ar2diff.load_state_dict(ar.state_dict())  # the transfer: at step 0 worse than a blind guess
     print("steps  scratch L1+L2  exact  AR2Diff L1+L2  exact   (2 log V = 7.48; one sample each; one seed)")

@@ -35,7 +35,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
     data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
-    loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)  # loss_of: process.loss of the model
+    loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)  # loss_of: process.loss(model, ...)
     out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = 0, math.inf, lineage(origin) if origin else []
