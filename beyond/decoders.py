@@ -4,8 +4,8 @@
 
 A decoder is called as decoder(process, model, batch, rng, ...) and yields what generate() does: drafts (B, T), the noise first,
 then one for every evaluation of the network. It returns what best_of() returns, for beyond/trace.py. Its keyword arguments are
-its options; n_steps, n_samples, temperature and frozen are every diffusion decoder's. No noise is left in the last draft, not
-even with n_steps=1. To add one, write the function and give it an entry: sample.py, eval.py and tests/test_every_process.py
+its options; n_samples and frozen are every diffusion decoder's. n_steps is the most evaluations that it may take: the last of
+them leaves no noise. To add one, write the function and give it an entry: sample.py, eval.py and tests/test_every_process.py
 find it there. A new option also wants a flag in sample.py: GenerateConfig.
 """
 import torch

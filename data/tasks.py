@@ -43,8 +43,8 @@ LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
 def read_jsonl(path):
     """Read a file of examples as list[dict]: line n is example n. Every mistake is a UserError that names file and line."""
     path, examples = Path(path), []
-    task = path.parent.name if path.parent.name in TASKS else "TASK"
-    check(path.is_file(), f"{path} does not exist; make it with `python data/prepare.py {task} --out={path.parent}`")
+    how = f"make it with `python data/prepare.py {path.parent.name} --out={path.parent}`"
+    check(path.is_file(), f"{path} does not exist; {how if path.parent.name in TASKS else 'write it, one example a line'}")
     for number, line in lines(path):
         try:
             examples.append(json.loads(line))

@@ -110,7 +110,8 @@ def test_an_oracle_is_followed_in_no_more_evaluations_than_promised(name, decode
             drafts = drafts_of(model, batch, name, decoder, n_steps=n_steps, n_samples=2, frozen=mask, **options)
             expected = TEXTS if mask is None else torch.where(mask, batch.targets, TEXTS)  # even where the oracle knows better
             assert torch.equal(drafts[-1], expected), f"n_steps={n_steps}: the last draft holds noise, or lost a frozen token"
-            assert 1 <= len(drafts) - 1 == len(model.fed) <= limit and model.n_encoded == 1, "a draft for every evaluation"
+            assert 1 <= len(drafts) - 1 == len(model.fed) <= limit and model.n_encoded == 1, (
+                f"a draft for every evaluation, here {len(model.fed)}; n_steps={n_steps} allows {limit}, and one encoding")
 
 
 @every_way

@@ -86,8 +86,9 @@ def test_a_script_shows_its_help_from_any_working_directory(script, tmp_path):
 
 def test_files_and_functions_stay_small():
     lines = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
-    assert lines["nano"] <= 150 and lines["diffusion"] <= 260
-    assert sum(lines[name] for name in CORE) <= 1050 and sum(lines.values()) <= 7200
+    yours = "lines; an addition of your own? Raise this bound"
+    assert lines["nano"] <= 150 and lines["diffusion"] <= 260, f"diffusion.py has {lines['diffusion']} {yours}"
+    assert sum(lines[name] for name in CORE) <= 1050 and sum(lines.values()) <= 7200, f"{sum(lines.values())} {yours}"
     assert sum(n for name, n in lines.items() if name.startswith("pretrained.")) <= 600
     assert not {name: n for name, n in lines.items() if n > 300}
     functions = ((f"{name_of(path)}: {node.name}", node.end_lineno - node.lineno + 1) for path in FILES
