@@ -579,6 +579,7 @@ def task_11():
     logits[..., MASK] = -torch.inf
     each = nats(logits, x0)
     open_ = (each * masked).mean(dim=1)
+    holds(not total.isnan(), "total is nan: does a row without a masked token divide by 0? Divide by the fixed T")
     number(total, (open_ / t).mean(), "total",
            ((with_mask * masked).mean(dim=1).div(t).mean(), "MASK is predicted: it is never x0; call self.predict()"),
            (each.mean(), "tokens that are not masked carry loss: they are known"),
@@ -920,7 +921,7 @@ def task_17():
     holds((model.noisy.x_hat[0] == 0).all(), "the first estimate is made with x_hat zero")
     holds((model.noisy.x_hat[1] != 0).any(), "the second pass still reads x_hat = 0: hand it the first estimate")
     holds(not model.noisy.x_hat[1].requires_grad and not model.given[0].requires_grad,
-          "gradients flow through the first estimate: make it under torch.no_grad()")
+          "a graph is built for the first estimate: make it under torch.no_grad()")
     estimate = model.given[0].double().softmax(-1) * V ** 0.5  # predict() scales it to unit variance
     holds(is_close(model.noisy.x_hat[1], estimate, 1e-3),
           "x_hat must be self.estimate() of the first logits, the mean vector of what is predicted")
