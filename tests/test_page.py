@@ -10,8 +10,8 @@ from beyond.trace import write_trace
 from conftest import traced
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install -r requirements-dev.txt")
-FLAGS = ("--headless --no-sandbox --disable-dev-shm-usage --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-         "--disable-component-update --disable-sync --hide-scrollbars").split()
+FLAGS = ("--headless --no-sandbox --disable-dev-shm-usage --disable-gpu --disable-quic --no-first-run --disable-sync "
+         "--disable-background-networking --disable-component-update --hide-scrollbars").split()
 ARROW_LEFT, ARROW_RIGHT, HOME, END, TAB = "\ue012", "\ue014", "\ue011", "\ue010", "\ue004"
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!--", "&lt;", "\u2028", "\x1b[m", "'\"`${x}"]
 # Two models with drafts at 0, 0.02, 0.97, 1 and at 0, 0.5 seconds: five moments.
