@@ -349,6 +349,8 @@ def test_what_runs_in_a_process_of_its_own_ends_when_it_is_done_though_nobody_wa
 def test_models_are_compared_pair_by_pair_with_their_seeds(ar_run, diff_run, tmp_path, capsys):
     out = tmp_path / "c"
     entries = compare.main([f"AR={ar_run.folder},{ar_run.folder}/best.pt; diffusion={diff_run.folder}", f"--out={out}"])
+    lines = Path(f"{out}.md").read_text(encoding="utf-8").splitlines()
+    assert [line.split("|")[3].strip() != "" for line in lines[2:4]] == [True, False], "one seed has no error over seeds"
     assert [(e["name"], e["n_seeds"]) for e in entries] == [("AR", 2), ("diffusion", 1)]
     saved = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
     assert len(saved["results"]) == 3 and saved["results"][0]["training_seed"] == 0 and "commit" in saved["results"][0]

@@ -159,7 +159,8 @@ def test_a_drafter_of_another_canvas_or_tokenizer_is_refused(pair, train, tmp_pa
 
 def test_bits_and_several_greedy_programs_make_no_sense_with_a_drafter(pair):
     words = [str(pair[0].folder), f"--drafter={pair[1].folder}"]
-    with pytest.raises(UserError, match="--drafter and --decoder are for answers"):
-        evaluation.main([*words, "--metric=bits"])
+    for flags in ([*words], [str(pair[1].folder), "--decoder=ancestral"]):
+        with pytest.raises(UserError, match="--drafter and --decoder are for answers"):
+            evaluation.main([*flags, "--metric=bits"])
     with pytest.raises(UserError, match="greedy programs would all be the same"):
         evaluation.main([*words, "--n_programs=2"])

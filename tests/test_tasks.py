@@ -344,6 +344,8 @@ def test_a_malformed_line_is_named(tmp_path, bad, message):
 def test_missing_and_empty_files_are_named_with_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"does not exist; make it with `python data/prepare\.py squad --out="):
         read_jsonl(tmp_path / "squad" / "train.jsonl")
+    with pytest.raises(UserError, match=r"mine/test\.jsonl does not exist; write it, one example a line$"):
+        read_jsonl(tmp_path / "mine" / "test.jsonl")
     (tmp_path / "train.jsonl").write_bytes(b"")
     with pytest.raises(UserError, match=r"train\.jsonl is empty"):
         read_jsonl(tmp_path / "train.jsonl")
