@@ -1,4 +1,4 @@
-"""The end tasks of AR2Diff (arXiv 2401.17181, section 4): translation, question answering and code, all in one format.
+"""The end tasks of AR2Diff (arXiv 2401.17181, section 3): translation, question answering and code, all in one format.
 
 A task is a folder of JSONL files, one example a line: {"input": str, "target": str} and, where the metric uses them,
 "references" (all gold answers), "tests" and "setup" (Python that runs after the program: setup first, then the tests).

@@ -419,7 +419,7 @@ def test_parameter_counts_are_those_of_the_paper():
     assert Transformer(V, 3, 32, 4, "encoder-decoder").n_params() == counted + 3 * (12 + 4) * 32 * 32  # and 4 C^2 across
     backbones = {name: n_layer * 12 * width * width for name, (n_layer, width, _) in SIZES.items()}
     assert round(backbones["base"] / 1e6) == 85
-    assert round((backbones["base"] + 256_000 * 768) / 1e6, -1) == 280  # with the PaLM vocabulary, section 5.1
+    assert round((backbones["base"] + 256_000 * 768) / 1e6, -1) == 280  # with the PaLM vocabulary, section 4.2
     assert round((backbones["xl"] + 256_000 * 2048) / 1e9, 1) == 1.7
 
 

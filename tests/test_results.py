@@ -163,6 +163,13 @@ def test_a_folder_with_a_name_holds_the_run_that_was_asked_for_last(tiny, monkey
     assert not store.done(second)
 
 
+def test_the_scale_of_the_paper_has_its_numbers():
+    """Section 4.2 of arXiv 2401.17181: steps, batch, sequence length, fine-tuning steps of each task and their rate."""
+    paper = tables.SCALES["paper"]
+    assert (paper.pretrain, paper.batch, sum(paper.canvas), paper.lrs[2]) == (1_000_000, 128, 1024, 1e-3)
+    assert {task: steps for task, (_, steps) in paper.tasks.items()} == {"wmt14": 500_000, "squad": 250_000, "mbpp": 5_000}
+
+
 def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cells, "call", None)
     for scale in tables.SCALES:
