@@ -14,7 +14,8 @@ from pathlib import Path
 
 import sample
 from data import synthetic
-from engine.cli import check, one_of, parse, run, write_json
+from engine.cli import check, one_of, parse, run
+from engine.files import write_json
 from experiments import tables
 from experiments.cells import Store
 from experiments.plot import curve, picture, terminal

@@ -23,8 +23,9 @@ from beyond.likelihood import bits, bound_of, task_batches
 from data.dataset import open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
 from engine.checkpoint import commit, lineage
-from engine.cli import check, check_new, one_of, parse, run, write_json, write_new
+from engine.cli import check, one_of, parse, run
 from engine.devices import out_of_memory
+from engine.files import check_new, write_json, write_new
 from engine.noise import Noise
 from pretrained.loading import load_checkpoint
 from sample import GenerateConfig, load_writer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ar2diff import usual
 from autoregressive import Autoregressive
-from data.dataset import find_folder, read_meta
+from data.dataset import data_hash, find_folder, read_meta
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES, new_process
 from engine.checkpoint import describe, read_checkpoint
@@ -116,8 +116,8 @@ def origin_of(config):
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
     origin = load_checkpoint(path, tokenizer=None if config.resume else config.tokenizer)
     then, now = origin["config"], find_folder(config.data)
-    before = find_folder(then["data"]) if then["data"] else None  # published models were trained elsewhere
-    if now and before and now.samefile(before) and read_meta(now)[1]["kind"] == "text":
+    meta = read_meta(now)[1] if now else {}
+    if meta.get("kind") == "text" and origin["data"] == data_hash(now, meta):
         config.input_len = then["input_len"] if config.input_len is None else config.input_len
         config.target_len = then["target_len"] if config.target_len is None else config.target_len
         if config.objective is None and (config.input_len == 0) == (then["input_len"] == 0):
@@ -209,11 +209,11 @@ def start_model(config, process, tokenizer, origin, device):
 
 # Flags that may differ between a run and its resumption. All but one leave the computation as it was, to rounding: more --steps
 # prolong a run, but also stretch the cosine, so the learning rate rises again.
-FREE_ON_RESUME = {"resume", "out_dir", "init_from", "steps", "log_every", "eval_every", "device", "dtype", "compile",
+FREE_ON_RESUME = {"resume", "out_dir", "data", "init_from", "steps", "log_every", "eval_every", "device", "dtype", "compile",
                   "micro_batch_size", "fsdp"}
 
 
-def open_out_dir(config, process, origin):
+def open_out_dir(config, process, origin, data):
     """Return out_dir as a Path: it can be written, nothing in it will be lost, and --resume goes on with the same run."""
     out_dir, path = Path(config.out_dir), Path(config.out_dir) / "ckpt.pt"
     check(config.resume or not (path.exists() or (out_dir / "best.pt").exists()),
@@ -233,7 +233,9 @@ def open_out_dir(config, process, origin):
     changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
     check(not changed, f"resuming would not be the same run: {changes}")
     check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
-    check(config.steps > origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
+    check(origin["data"] == data.hash, f"{path} is a run on data of hash {origin['data']}, {data.path} is of {data.hash} now; "
+                                       f"prepare it as it was, or start another run with --init_from={path}")
+    check(config.steps >= origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
     return out_dir
 
 

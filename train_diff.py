@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ar2diff import transfer
 from beyond.guide import GuideConfig, new_guide
-from engine.cli import parse, run
+from engine.cli import parse, run, say
 from start import LoopConfig, ModelConfig, choose_process, choose_tokenizer, origin_of
 from train_loop import train
 
@@ -36,7 +36,7 @@ def main(argv=None):
     process, ar = choose_process(config, tokenizer, origin)
     guide = new_guide(config, process, ar)
     if origin and origin["process"]["name"] == "ar" and not config.resume:
-        print(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
+        say(f"AR2Diff: {config.init_from} is an autoregressive checkpoint (step {origin['step']}); its weights go on as "
               f"{process.name} diffusion, attention of the targets turns from causal to bidirectional, inputs "
               f"{process.inputs_attention}, {'not ' * (process.shift is None)}shifted"
               f"{'; defaults of published weights: causal inputs, shifted, --lr=3e-4' * ('flavour' in origin['shape'])}")

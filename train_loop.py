@@ -7,6 +7,7 @@ dropout masks, where dropout is used), and resuming on a CPU changes nothing.
 import math
 import time
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -15,10 +16,11 @@ import torch.nn as nn
 from autoregressive import cross_entropy
 from data.dataset import open_data
 from engine.checkpoint import commit, describe, lineage, save_checkpoint
+from engine.cli import check
 from engine.devices import out_of_memory, start_ranks
 from engine.noise import Noise
-from engine.parallel import load_optimizer, prepare, synchronised, whole
-from engine.run_log import RunLog, Tally, check_finite
+from engine.parallel import agreed, load_optimizer, prepare, synchronised, whole
+from engine.run_log import RunLog, Tally, check_finite, leave, one_run
 from start import best_loss, canvas, check_config, open_out_dir, peak_rate, start_model
 
 
@@ -36,88 +38,106 @@ def train(config, process, tokenizer, origin=None, guide=None):
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
     loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)  # loss_of: process.loss(model, ...)
-    out_dir = open_out_dir(config, process, origin)  # last: what is refused above leaves nothing behind
+    out_dir = open_out_dir(config, process, origin, data)  # last: what is refused above leaves nothing behind
     optimizer = make_optimizer(model, config, device)
-    first_step, best, history = 0, math.inf, lineage(origin) if origin else []
-    if config.resume:
-        load_optimizer(optimizer, origin["optimizer"])
-        first_step, best, history = origin["step"], best_loss(out_dir / "best.pt"), origin["history"]
+    first_step, best, history = where_it_stands(config, origin, optimizer)
     facts = dict(shape=model.shape, process=describe(process), tokenizer={"name": tokenizer.name, "hash": tokenizer.hash},
-                 input_len=input_len, target_len=target_len, config=asdict(config), history=history, commit=commit())
+                 input_len=input_len, target_len=target_len, config=asdict(config) | {"data": str(data.path)}, data=data.hash,
+                 history=history, commit=commit())
 
     micro = min(config.micro_batch_size, config.batch_size // world)
     n_micro = config.batch_size // (world * micro)
     tokens_per_step = round(config.batch_size * data.tokens_per_row)
-    log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
-    on = f"{config.data} ({data.objective})" if data.objective else config.data
-    log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
-            f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
-            f"{data.n_tokens:,} tokens of data, {device}, {str(dtype).removeprefix('torch.')}, "
-            f"log V = {math.log(tokenizer.n_noise):.2f} nats")
+    share = (0, 1) if config.fsdp else (rank, world)  # shards are gathered at every pass: all ranks evaluate all
+    with one_run(out_dir, enabled=rank == 0) as caught:  # signals: the step is finished and saved, then the run stops
+        log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
+        missed = first_step not in log.validated and min(config.eval_sequences, data.n_valid())
+        alone = caught if world == 1 else ()
+        check(first_step < config.steps or missed, f"{out_dir} is at step {first_step} already; to go on, raise --steps")
+        on = f"{config.data} ({data.objective})" if data.objective else config.data
+        log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
+                f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
+                f"{data.n_tokens:,} tokens of data, {device}, {str(dtype).removeprefix('torch.')}, "
+                f"log V = {math.log(tokenizer.n_noise):.2f} nats")
+        tally, clock, logged, save, stop = Tally(device), time.perf_counter(), first_step, first_step > 0, 0
+        for step in range(first_step, config.steps + 1):
+            if step and (step % config.eval_every == 0 or step == config.steps) and step not in log.validated:
+                # Here, behind the checkpoint, a crash costs nothing: a resumed run begins with the validation that it missed.
+                valid = evaluate(loss_of, process, data, config, device, autocast, *share, alone)
+                if valid and valid["loss"] < best:
+                    best, weights = valid["loss"], whole(model.state_dict(), rank)
+                    if rank == 0:
+                        save_checkpoint(out_dir / "best.pt", facts | dict(step=step, model=weights, best=best))
+                if valid:
+                    log.valid(step, valid)
+                clock = time.perf_counter()
+            if step == config.steps or (save and (stop or alone)):  # after the next step, if this one is not saved
+                break
 
-    tally, clock, logged = Tally(device), time.perf_counter(), first_step
-    for step in range(first_step, config.steps):
-        model.train()
-        torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)  # dropout resumes exactly too
-        lr = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        for m in range(n_micro):
-            first_row = (m * world + rank) * micro
-            rows = range(first_row, first_row + micro)
-            batch = data.train_batch(config.seed, step, rows, config.batch_size).to(device)
-            noise = Noise(config.seed, "train", step, rows)
-            with synchronised(loss_of, last=m + 1 == n_micro):
-                with autocast:
-                    losses = loss_of(guide.at(step) if guide else process, batch, noise)
-                (losses.total / n_micro).backward()
-            tally.add(losses)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        log.bar.update()
+            model.train()
+            torch.manual_seed((config.seed * 1_000_003 + step) * 1_009 + rank)  # dropout resumes exactly too
+            lr = learning_rate(config, step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            for m in range(n_micro):
+                first_row = (m * world + rank) * micro
+                rows = range(first_row, first_row + micro)
+                batch = data.train_batch(config.seed, step, rows, config.batch_size).to(device)
+                noise = Noise(config.seed, "train", step, rows)
+                with synchronised(loss_of, last=m + 1 == n_micro):
+                    with autocast:
+                        losses = loss_of(guide.at(step) if guide else process, batch, noise)
+                    (losses.total / n_micro).backward()
+                tally.add(losses)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            log.bar.update()
 
-        done = step + 1
-        evaluate_now = done % config.eval_every == 0 or done == config.steps
-        if done % config.log_every == 0 or evaluate_now or step == 0:
-            summary, norm = tally.summary(world), whole(norm).item()
-            weights = whole(model.state_dict(), rank) if evaluate_now else {}
-            check_finite(summary["loss"], norm, weights, done, lr, out_dir)
-            log.train(done, summary, lr, norm, seconds=(time.perf_counter() - clock) / (done - logged))
-            tally, clock, logged = Tally(device), time.perf_counter(), done
-        if evaluate_now:
-            moments = whole(optimizer.state_dict(), rank)
-            if rank == 0:  # saved before it is evaluated: a crash there costs nothing
-                save_checkpoint(out_dir / "ckpt.pt", facts | dict(step=done, model=weights, optimizer=moments))
-            share = (0, 1) if config.fsdp else (rank, world)  # shards are gathered at every pass: all ranks evaluate all
-            valid = evaluate(loss_of, process, data, config, device, autocast, *share)
-            if valid:
-                log.valid(done, valid)
-            if valid and valid["loss"] < best:
-                best = valid["loss"]
+            done = step + 1
+            tell = done % config.log_every == 0 or step == 0
+            stop = agreed(caught, world, device) if world == 1 or tell else 0
+            save = done % config.eval_every == 0 or done == config.steps or stop
+            if tell or save:
+                summary, norm = tally.summary(world), whole(norm).item()
+                weights = whole(model.state_dict(), rank) if save else {}
+                check_finite(summary["loss"], norm, weights, done, lr, out_dir)
+                log.train(done, summary, lr, norm, seconds=(time.perf_counter() - clock) / (done - logged))
+                tally, clock, logged = Tally(device), time.perf_counter(), done
+            if save:
+                moments = whole(optimizer.state_dict(), rank)
                 if rank == 0:
-                    save_checkpoint(out_dir / "best.pt", facts | dict(step=done, model=weights, best=best))
-            clock = time.perf_counter()
-    log.bar.close()
+                    save_checkpoint(out_dir / "ckpt.pt", facts | dict(step=done, model=weights, optimizer=moments))
+        log.bar.close()
+        stopped = agreed(caught, world, device)
     if world > 1:
         del loss_of  # a copy that outlived the group would wait for its threads, holding the lock that they wait for
         dist.destroy_process_group()
+    leave(stopped, world, enabled=rank == 0)
     return out_dir / "ckpt.pt"
 
 
+def where_it_stands(config, origin, optimizer):
+    """Return (first step, best validation loss so far, the runs that led here); a resumed run's moments are loaded."""
+    if not config.resume:
+        return 0, math.inf, lineage(origin) if origin else []
+    load_optimizer(optimizer, origin["optimizer"])
+    return origin["step"], best_loss(Path(config.out_dir) / "best.pt"), origin["history"]
+
+
 @torch.no_grad()
-def evaluate(loss_of, process, data, config, device, autocast, rank=0, world=1):
-    """Return the mean losses over fixed validation sequences with fixed noise, or None without validation data."""
+def evaluate(loss_of, process, data, config, device, autocast, rank=0, world=1, caught=()):
+    """Return the mean losses over fixed validation sequences with fixed noise; None if there are none, or a signal came."""
     n = min(config.eval_sequences, data.n_valid())
-    if not n:
-        return None
     loss_of.eval()
     tally, mine = Tally(device), range(n * rank // world, n * (rank + 1) // world)
     for first in range(0, len(mine), config.micro_batch_size):
+        if caught:
+            return None
         rows = mine[first:first + config.micro_batch_size]
         with autocast:
             tally.add(loss_of(process, data.valid_batch(rows).to(device), Noise(0, "valid", 0, rows)))
-    return tally.summary(world)
+    return tally.summary(world) if n else None
 
 
 def learning_rate(config, step):

@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 
 from beyond.decoders import DECODERS
-from engine.cli import check, check_new, write_new
+from engine.cli import check
+from engine.files import check_new, write_new
 
 ENDINGS, MAX_TOKENS = (".html", ".svg", ".json"), 50_000  # of all drafts and samples; more would be a page of megabytes
 

@@ -4,7 +4,6 @@ A text folder (token files made by data/prepare.py) gives windows of a stream, w
 inputs and targets: by default the first input_len tokens and the next target_len, the paper's prefix LM.
 A task folder (JSONL) gives one example a row, its input padded on the left, its target closed by EOS and padded on the right.
 """
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,9 +12,15 @@ import torch
 
 from data.objectives import OBJECTIVES, choose, row_length
 from data.tasks import read_jsonl
-from engine.cli import UserError, check
+from engine.cli import UserError, check, say
+from engine.files import LIST, NUMBER, TEXT, content_hash, fitting, integer, read_json
 from engine.noise import Noise, send
 
+META = {"kind": ("task or text", lambda x: x in ("task", "text")), "input_len?": integer(0, 1 << 24),
+        "target_len?": integer(1, 1 << 24), "metric?": TEXT, "language?": TEXT}
+SOURCE = {"name": TEXT, "weight": ("a number, 0 or more", lambda x: NUMBER[1](x) and x >= 0)}
+STREAMS = {"tokenizer": TEXT, "tokenizer_hash": TEXT, "dtype": ("uint16 or uint32", lambda x: x in ("uint16", "uint32")),
+           "sources": LIST}
 PREPARED = Path(__file__).parent / "prepared"  # where data/prepare.py writes unless told otherwise
 
 
@@ -30,7 +35,9 @@ class Batch(NamedTuple):
 
 def find_folder(name):
     """Return the Path of a folder, given by path or by name in data/prepared, or None."""
-    return next((p for p in (Path(name), PREPARED / name) if p.is_dir()), None)
+    folders = [path for path in (Path(name), PREPARED / name) if path.is_dir()]
+    made = [path for path in folders if any((path / file).is_file() for file in ("meta.json", "train.jsonl", "test.jsonl"))]
+    return next(iter(made + folders), None)  # a folder that only happens to be called so comes last
 
 
 def read_meta(folder):
@@ -40,17 +47,7 @@ def read_meta(folder):
     check(path is not None, f"no data folder {folder!r}, nor data/prepared/{folder}; a task is a folder with train.jsonl, and "
                             f"python data/prepare.py -h lists what it can make")
     if (path / "meta.json").exists():
-        try:
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path / 'meta.json'} is not JSON ({error}); data/prepare.py writes such files") from error
-        known = isinstance(meta, dict) and meta.get("kind") in ("task", "text")
-        check(known, f"{path / 'meta.json'}: \"kind\" must be task or text")
-        for key in ("input_len", "target_len"):
-            check(isinstance(meta.get(key, 0), int), f"{path / 'meta.json'}: {key!r} must be a whole number")
-        for key in ("metric", "language"):
-            check(isinstance(meta.get(key, ""), str), f"{path / 'meta.json'}: {key!r} must be a string")
-        return path, meta
+        return path, read_json(path / "meta.json", META, "; data/prepare.py writes such files")
     check((path / "train.jsonl").exists() or (path / "test.jsonl").exists(),
           f"{path} holds neither meta.json nor train.jsonl / test.jsonl; data/prepare.py makes such folders")
     return path, {"kind": "task", "name": path.name, "metric": "exact"}
@@ -62,22 +59,29 @@ def open_data(folder, tokenizer, input_len, target_len, too_long="error", object
     if meta["kind"] == "text":
         try:
             return TextData(path, meta, tokenizer, input_len, target_len, objective)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # a file that is missing or empty, a key that is not there
-            raise UserError(f"{path} is damaged ({type(error).__name__}: {error}); prepare it again") from error
+        except (OSError, ValueError) as error:  # a file that is missing or empty
+            raise UserError(f"{path} is damaged ({error}); prepare it again") from error
     check(objective is None, f"--objective={objective} is for text, but {path} is a task, with inputs and targets of its own")
-    return TaskData(path, tokenizer, input_len, target_len, too_long)
+    return TaskData(path, meta, tokenizer, input_len, target_len, too_long)
+
+
+def data_hash(path, meta):
+    """Return a hash of what is trained and validated on, wherever it lies."""
+    files = [file for split in ("train", "valid") for file in path.glob(f"{split}.*")]
+    return content_hash(files + [path / "meta.json"] * (meta["kind"] == "text"))  # which has the weights of its sources
 
 
 class TextData:
     """Windows of memory-mapped token streams, each drawn from a source in proportion to the sources' weights."""
 
     def __init__(self, path, meta, tokenizer, input_len, target_len, objective):
-        check(meta["tokenizer_hash"] == tokenizer.hash,
+        check(fitting(meta, STREAMS)["tokenizer_hash"] == tokenizer.hash,
               f"{path} was tokenized with {meta['tokenizer']!r} ({meta['tokenizer_hash']}), but the model uses "
               f"{tokenizer.name!r} ({tokenizer.hash}); prepare it again with --tokenizer={tokenizer.name}")
         self.objective, self.tokenizer, self.canvas = choose(objective, input_len), tokenizer, (input_len, target_len)
         self.length = row_length(self.objective, *self.canvas)
-        self.names = [source["name"] for source in meta["sources"]]
+        self.path, self.hash = path.resolve(), data_hash(path, meta)
+        self.names = [fitting(source, SOURCE)["name"] for source in meta["sources"]]
         weights = np.array([source["weight"] for source in meta["sources"]], dtype=np.float64)
         self.cumulative = np.cumsum(weights / weights.sum())
         self.streams = {split: [np.memmap(path / f"{split}.{name}.bin", dtype=meta["dtype"], mode="r") for name in self.names]
@@ -86,6 +90,8 @@ class TextData:
             for name, stream in zip(self.names, streams):
                 check(len(stream) > self.length, f"{path}: the {split} part of {name!r} has {len(stream)} tokens, but "
                                                  f"--input_len={input_len} --target_len={target_len} need {self.length + 1}")
+                highest, V = stream.max(), tokenizer.vocab_size
+                check(highest < V, f"{path}: the {split} part of {name!r} holds token {highest}, of {V}; prepare it again")
         self.n_tokens = sum(len(stream) for stream in self.streams["train"])
         self.tokens_per_row = input_len + target_len
 
@@ -115,9 +121,10 @@ class TaskData:
     """Input and target pairs from train.jsonl and valid.jsonl, shuffled anew every epoch."""
     objective = None  # a task has its own inputs and targets
 
-    def __init__(self, path, tokenizer, input_len, target_len, too_long):
+    def __init__(self, path, meta, tokenizer, input_len, target_len, too_long):
         check(input_len > 0, f"{path} is a task with inputs: set --input_len above 0")
-        self.path, self.input_len, self.target_len, self.tokenizer = path, input_len, target_len, tokenizer
+        self.path, self.hash = path.resolve(), data_hash(path, meta)
+        self.input_len, self.target_len, self.tokenizer = input_len, target_len, tokenizer
         self.rows = {"train": self._read("train", too_long), "valid": self._read("valid", "drop")}
         self.order = (None, None)  # what the last permutation was for, and the permutation
         self.input_lengths = np.array([len(i) for i, _ in self.rows["train"]])
@@ -141,7 +148,7 @@ class TaskData:
                 f"of {len(pairs[first][0])} tokens and a target of {len(pairs[first][1])} + EOS; {longest}. Raise these, or "
                 f"say --too_long=drop")
         if n_dropped:
-            print(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit {flags}")
+            say(f"{file}: left out {n_dropped} of {len(pairs)} examples that do not fit {flags}")
         return [pair for pair, fit in zip(pairs, fits) if fit]
 
     def train_batch(self, seed, step, indices, batch_size):

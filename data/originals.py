@@ -19,6 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine.cli import UserError, check
+from engine.files import as_text
 
 DOWNLOADS = Path(__file__).parent / "downloads"
 ADDRESS = {  # GitHub files at a fixed commit, so that they cannot change under their checksums
@@ -126,8 +127,7 @@ def lines(path):
         # inside sentences: from there on, line i of two parallel files would no longer be a pair.
         with _OPEN.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                text = line.decode("utf-8").rstrip("\r\n")
-                yield number, text.removeprefix("\ufeff") if number == 1 else text  # some Windows editors write this mark
+                yield number, (as_text(line, f"{path}, line 1") if number == 1 else line.decode("utf-8")).rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:

@@ -6,8 +6,8 @@
     python data/prepare.py multi30k --from_dir=FOLDER        a task; without --from_dir it is fetched
 
 A source is FILE:weight or FOLDER:weight; data/text.py says how they are read. The default mixes docstrings and source as the
-AR2Diff paper mixes its corpus (section 4.2: 80 % text, 20 % Python). A text folder holds meta.json and, of each source, its token
-ids with one EOS between documents: train.SOURCE.bin, and its last tenth, valid.SOURCE.bin.
+AR2Diff paper mixes its corpus (section 4.2: 80 % text, 20 % Python). A text folder holds meta.json and, of each source, its
+token ids with one EOS between documents: train.SOURCE.bin, and its last tenth, valid.SOURCE.bin.
 """
 import itertools
 import json

@@ -18,6 +18,7 @@ from data import synthetic
 from data.folder import draft_of
 from data.originals import ADDRESS, find, lines
 from engine.cli import UserError, check, one_of
+from engine.files import LIST, TEXT, TEXTS, fitting, integer, parse_json
 
 TASKS = {
     "multi30k": "29,000 image captions, --langs=en-fr (or with de, either way), test 2016: translation within minutes",
@@ -36,6 +37,10 @@ _META = {  # input_len, target_len: recommended canvas in tokens of `bpe`, EOS i
 SPLITS = ("train", "valid", "test")
 SYNTHETIC_SIZES = {"train": 20_000, "valid": 500, "test": 1_000}
 LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
+EXAMPLE = {"input": TEXT, "target": TEXT, "setup?": TEXT, "references?": TEXTS, "tests?": TEXTS}
+# Of the original files:
+ARTICLE, PASSAGE, QUESTION = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}, {"question": TEXT, "answers": LIST}
+RECORD = {"task_id": integer(), "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------------
@@ -47,34 +52,11 @@ def read_jsonl(path):
     check(path.is_file(), f"{path} does not exist; {how if path.parent.name in TASKS else 'write it, one example a line'}")
     for number, line in lines(path):
         try:
-            examples.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            reason = str(error).split(": line 1")[0] if line.strip() else "an empty line"
-            raise UserError(f"{path}, line {number}: not JSON ({reason}); write one object a line") from error
-        fault = _fault(examples[-1])
-        check(not fault, f"{path}, line {number}: {fault}")
+            examples.append(parse_json(line, EXAMPLE))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}; write one object a line") from error
     check(examples, f"{path} is empty; write one object a line, with \"input\" and \"target\"")
     return examples
-
-
-def _fault(example):
-    """Return what is wrong with one example, or None."""
-    if not isinstance(example, dict):
-        return f"an object with \"input\" and \"target\" is needed, not a {type(example).__name__}"
-    for key in ("input", "target"):
-        if key not in example:
-            return f"{key!r} is missing"
-    for key in ("input", "target", "setup"):
-        if not isinstance(example.get(key, ""), str):
-            return f"{key!r} must be a string, not {type(example[key]).__name__}"
-    for key in ("references", "tests"):
-        items = example.get(key, [""])
-        if not isinstance(items, list) or not items or not all(isinstance(item, str) for item in items):
-            return f"{key!r} must be a list of at least one string"
-    try:
-        json.dumps(example, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:  # json reads "\ud800", no tokenizer can
-        return "it contains half of a surrogate pair, which is no character"
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------------
@@ -161,14 +143,16 @@ def _squad(from_dir, langs):
 def _articles(path):
     """Return the questions of a SQuAD 1.1 file as examples, one list per article."""
     try:
-        return [[_question(question, passage["context"]) for passage in article["paragraphs"] for question in passage["qas"]]
-                for article in json.loads("\n".join(line for _, line in lines(path)))["data"]]
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise UserError(f"{path} is not a SQuAD 1.1 file ({type(error).__name__}: {error})") from error
+        articles = parse_json("\n".join(line for _, line in lines(path)), {"data": LIST})["data"]
+        return [[_question(fitting(question, QUESTION), passage["context"])
+                 for passage in fitting(article, ARTICLE)["paragraphs"] for question in fitting(passage, PASSAGE)["qas"]]
+                for article in articles]
+    except (ValueError, IndexError) as error:
+        raise UserError(f"{path} is not a SQuAD 1.1 file ({error})") from error
 
 
 def _question(question, context):
-    answers = list(dict.fromkeys(answer["text"] for answer in question["answers"]))  # distinct, in their order
+    answers = list(dict.fromkeys(fitting(answer, {"text": TEXT})["text"] for answer in question["answers"]))  # distinct
     return {"input": f"question: {question['question'].strip()} context: {context}",
             "target": answers[0], "references": answers}
 
@@ -177,10 +161,10 @@ def _mbpp(from_dir, langs):
     path, = find("mbpp", ["mbpp.jsonl"], from_dir)
     ids = {"train": range(601, 975), "valid": range(511, 601), "test": range(11, 511)}  # 1-10: few-shot prompts, unused
     try:
-        records = [json.loads(line) for _, line in lines(path)]
+        records = [parse_json(line, RECORD) for _, line in lines(path)]
         return {split: [_program(record) for record in records if record["task_id"] in ids[split]] for split in SPLITS}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not mbpp.jsonl ({type(error).__name__}: {error})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not mbpp.jsonl ({error})") from error
 
 
 def _program(record):

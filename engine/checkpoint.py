@@ -1,14 +1,16 @@
 """One writer and one reader of checkpoint files: plain tensors and primitives, nothing that could run code when loaded.
 
 A checkpoint is a dict: model (state dict), shape (constructor arguments of the Transformer, and its flavour if that is one of
-pretrained/), process (its name and options), tokenizer (name and hash), input_len, target_len, step, config (all flags),
-history (the runs it descends from), commit (of this code); and, to resume, optimizer and best (the lowest validation loss so
-far). What is built from it: pretrained/loading.py.
+pretrained/), process (its name and options), tokenizer (name and hash), input_len, target_len, step, config (all flags), data
+(a hash of what it was trained on), history (the runs it descends from), commit (of this code); and, to resume, optimizer, and
+in best.pt best, the lowest validation loss. What is built from it: pretrained/loading.py. The file is a zip archive with a
+checksum of every tensor, and all of them are checked when it is read.
 """
 import os
 import pickle
 import subprocess
 import warnings
+import zipfile
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,33 +18,42 @@ from pathlib import Path
 import torch
 
 from engine.cli import UserError, check
+from engine.files import NUMBER, OBJECT, TEXT, fitting, integer, replacing
 
-FORMAT = "ar2diff-4"
+FORMAT = "ar2diff-5"
+WEIGHTS = "tensors of finite numbers by name", lambda found: isinstance(found, dict) and found != {} and all(
+    isinstance(name, str) and isinstance(x, torch.Tensor) and x.is_floating_point() and x.isfinite().all()
+    for name, x in found.items())
+SCHEMA = {"model": WEIGHTS, "shape": OBJECT, "process": OBJECT, "tokenizer": OBJECT, "input_len": integer(0, 1 << 24),
+          "target_len": integer(1, 1 << 24), "step": integer(), "config": OBJECT, "data": TEXT, "best?": NUMBER,
+          "history": ("a list of strings", lambda x: isinstance(x, list) and {*map(type, x)} <= {str}),
+          "optimizer?": ("an object or None", lambda x: x is None or isinstance(x, dict))}
+PARTS = {"process": {"name": TEXT}, "tokenizer": {"name": TEXT, "hash": TEXT}, "config": {"data": TEXT},
+         "shape": {key: integer(1, 1 << 20) for key in ("vocab_size", "n_layer", "width", "n_head")} | {
+             "architecture": TEXT, "vector_width": integer(0, 1 << 20)}}
 
 
 def save_checkpoint(path, checkpoint):
-    """Write to a temporary file, flush it to the disk, rename: killed at any time, `path` is the old file or the new one."""
+    """Write a checkpoint file, as files.replacing() does. Raises UserError."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
+        with replacing(path, "wb") as file:
             torch.save({"format": FORMAT, **checkpoint}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        with suppress(OSError):  # a parent that is a file, say
-            partial.unlink()
         raise UserError(f"cannot write {path} ({error}); free some space or write to another folder") from error
 
 
 def read_plain(file, device="cpu"):
     """Return the tensors and primitives in a file. Raises UserError for a truncated or foreign one; never runs code from it."""
     try:
+        damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None  # torch.load() checks no sums
+        check(damaged is None, f"{file} is damaged: the checksum of {damaged} is another; use an older one, or a copy")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
             return torch.load(file, map_location=device, weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
@@ -57,6 +68,16 @@ def read_checkpoint(file, device="cpu"):
     check(not found.startswith("ar2diff-") or found == FORMAT,
           f"{file} was written by another version of this project ({found}, not {FORMAT}); train it again, or use that version")
     check(found == FORMAT, f"{file} was not written by this project (no format {FORMAT!r} in it)")
+    return checked(file, checkpoint)
+
+
+def checked(file, checkpoint):
+    """Return a checkpoint, of which every part is of its kind. Raises UserError for any other."""
+    try:
+        for key, schema in PARTS.items():
+            fitting(fitting(checkpoint, SCHEMA)[key], schema)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
     return checkpoint
 
 
@@ -75,5 +96,6 @@ def commit():
 
 def lineage(checkpoint):
     """Return the runs that led to a checkpoint's weights, oldest first, its own last (one just converted has none yet)."""
-    own = f"{checkpoint['process']['name']}, {checkpoint['step']} steps on {checkpoint['config']['data']}"
+    data = f"{Path(checkpoint['config']['data']).name} ({checkpoint['data'][:8]})"
+    own = f"{checkpoint['process']['name']}, {checkpoint['step']} steps on {data}"
     return checkpoint["history"] + [own] * (checkpoint["step"] > 0)

@@ -12,12 +12,11 @@ import dataclasses
 import difflib
 import inspect
 import io
-import json
 import os
 import re
+import signal
 import sys
 import typing
-from contextlib import suppress
 
 
 class UserError(Exception):
@@ -26,7 +25,8 @@ class UserError(Exception):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} ({self.prog} -h lists the flags)")
+        hint = "; a value that begins with - goes behind an equals sign, --flag=VALUE" * ("expected one argument" in message)
+        raise UserError(f"{message}{hint} ({self.prog} -h lists the flags)")
 
 
 FREE_TEXT = ("prompt", "infill")  # flags that may be empty
@@ -75,29 +75,33 @@ def parse(cls, argv=None):
         else:
             parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text,
                                 nargs="?" if kind is _bool else None, metavar="true" if kind is _bool else None)
-    words = [re.sub(r"^--[^=]+", lambda m: "--" + m[0][2:].replace("-", "_"), word) for word in argv]
+    parts = [(word[:2] + word[2:].partition("=")[0].replace("-", "_"), word) for word in argv]  # --out-dir is --out_dir,
+    words = [flag + word[len(flag):] if flag[2:] in texts else word for flag, word in parts]  # and values stay as they are
     _check_flags(parser, cls, words)
     bools = {f"--{field.name}" for field in dataclasses.fields(cls) if _kind(field) is bool}
     for i, (word, after) in enumerate(zip(words, [*words[1:], ""])):
         if word in bools and after.lower() not in BOOLS:
             words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value
+    check("--" not in [word.partition("=")[2] for word in words], "argparse cannot read -- as a value; put a space behind it")
     namespace, unknown = parser.parse_known_args(words)
     check(not unknown, f"unknown argument {' '.join(unknown)!r} ({parser.prog} -h lists the flags)")
     for name, value in vars(namespace).items():
         empty = value == "" and cls.__dataclass_fields__[name].default != "" and name not in FREE_TEXT
         check(not empty, f"{name} is empty; give a value, or leave the flag out")  # --init_from=$UNSET is not "from scratch"
+        check(type(value) is not int or abs(value) < 1 << 53, f"--{name}={value} is beyond what can be counted")
     return cls(**vars(namespace))
 
 
 def _check_flags(parser, cls, words):
     """Raise UserError for the first unknown flag. argparse would first miss the positional that the flag was meant to be."""
     flags = [f"--{field.name}" for field in dataclasses.fields(cls) if field.default is not dataclasses.MISSING]
-    for word in words:
+    for before, word in zip(["", *words], words):
         flag = word.split("=")[0]
-        if re.fullmatch(r"--?[a-z]\w+", flag) and flag not in (*flags, "--help"):
+        if re.fullmatch(r"--?[a-z][\w-]+", flag) and flag not in (*flags, "--help"):
             nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
             hint = f"; did you mean {nearest[0]}?" if nearest else ""
             hint = "; give its value alone, without a flag" if flag[2:] in cls.__dataclass_fields__ else hint
+            hint += f"; if it is the value of {before}, write {before}={word}" * (before in flags)
             raise UserError(f"unknown argument {flag!r}{hint} ({parser.prog} -h lists the flags)")
 
 
@@ -116,41 +120,22 @@ def one_of(name, value, choices):
     raise UserError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
 
 
-def check_new(path, flag):
-    """Raise UserError unless write_new(path, ..., flag) can write there later; leaves nothing. None is no path."""
-    if path is not None:
-        check(not os.path.exists(path), f"--{flag}={path} exists; it is not overwritten")
-        write_new(path, "", flag)
-        os.unlink(path)
-
-
-def write_new(path, text, flag):
-    """Write a file beside its place and move it there: what stops halfway leaves nothing. Raises UserError."""
-    partial = f"{path}.partial"
+def say(text, write=print):
+    """Write a line of what a run tells. Where nobody reads any more, or the disk is full, the run goes on and tells no more."""
     try:
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(partial, path)
-        finally:
-            with suppress(OSError):
-                os.unlink(partial)
-    except OSError as error:
-        raise UserError(f"cannot write --{flag}={path}: {error.strerror}") from error
-
-
-def write_json(path, facts, flag):
-    """Write facts as JSON, which has no nan: null. As write_new() does."""
-    plain = lambda x: ({key: plain(value) for key, value in x.items()} if isinstance(x, dict) else
-                       [plain(value) for value in x] if isinstance(x, (list, tuple)) else None if x != x else x)
-    write_new(path, json.dumps(plain(facts), indent=1) + "\n", flag)
+        write(text)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run(main):
-    """Call a script's main(); a UserError becomes one line on stderr and exit code 2.
+    """Call a script's main(); a UserError, or one of the system, becomes one line on stderr and exit code 2.
 
-    A pipe that nobody reads any more ends the script without a word, as it does other tools.
+    SIGTERM ends the script as Ctrl-C does: temporary files go. A pipe that nobody reads any more ends it without a word, as it
+    does other tools.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows is not UTF-8 otherwise
             stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
@@ -160,7 +145,7 @@ def run(main):
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be written at exit, to nobody
         sys.exit(141)  # 128 + SIGPIPE
-    except UserError as error:
+    except (UserError, OSError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import torch
 import torch.nn as nn
 
+from engine.cli import check
 from engine.devices import choose_compile, choose_dtype
 
 
@@ -81,6 +82,16 @@ def synchronised(loss_module, last):
     return loss_module.no_sync() if is_copy and not last else nullcontext()
 
 
+def agreed(caught, world, device):
+    """Return the signal that any rank has caught, 0 for none. All of several ranks must ask together."""
+    number = max(caught, default=0)
+    if world == 1:
+        return number
+    highest = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
+    return int(highest)
+
+
 def whole(state, rank=0):
     """Return a tensor, or a dict or list of them, with shards put together: to be called on all ranks.
 
@@ -99,6 +110,12 @@ def whole(state, rank=0):
 def load_optimizer(optimizer, state):
     """Load the state dict of a checkpoint, whose tensors are whole; a rank of a sharded model takes its share of them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    try:  # PyTorch would take moments of any shape, and crash at the first step
+        fit = all(state["state"][i][key].shape == p.shape and state["state"][i][key].isfinite().all()
+                  for i, p in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq"))
+    except (KeyError, TypeError, AttributeError):
+        fit = False
+    check(fit, "the optimizer's moments in ckpt.pt do not fit its weights; start from it with --init_from instead")
     if hasattr(parameters[0], "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
         share = lambda x, p: distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None)

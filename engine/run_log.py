@@ -1,14 +1,25 @@
-"""What a run tells: sums of its losses, lines on the terminal, and metrics.jsonl for plots."""
+"""What a run tells, and how it is stopped: sums of losses, lines on the terminal, metrics.jsonl, one run a folder, signals."""
 import json
 import math
-from contextlib import suppress
+import os
+import shlex
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from engine.cli import UserError
+from engine.cli import UserError, check, say
+from engine.files import NUMBER, as_text, integer, parse_json, write_new
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing refuses a second run
+    fcntl = None
 
 N_LEVELS = 5  # noise levels in the log: t in [0, 0.2), [0.2, 0.4), ...
 
@@ -41,27 +52,71 @@ class Tally:
                 "by_level": [s / count if count else math.nan for s, count in zip(by_level, counts)]}
 
 
+def read_log(path):
+    """Return the objects of a metrics.jsonl; lines that were torn when a run was killed, or damaged since, are left out."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        with suppress(ValueError, UserError):
+            rows.append(parse_json(as_text(line, path), {"step": integer(), "loss": NUMBER}))
+    return rows
+
+
+@contextmanager
+def one_run(folder, enabled):
+    """Keep a second run out of a folder (UserError), until this one ends in any way; yield a list for signals.
+
+    The first SIGINT or SIGTERM is put on it, for the loop to finish its step and stop; another one acts at once.
+    """
+    caught, before = [], {}
+
+    def note(number, frame):
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    held = os.open(folder, os.O_RDONLY) if fcntl and enabled else None
+    try:
+        try:
+            if held is not None:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:  # another one: a file system without locks
+            check(not isinstance(error, BlockingIOError), f"another run is writing to {folder}; wait for it, or choose another "
+                                                          f"--out_dir")
+        if threading.current_thread() is threading.main_thread():
+            before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held is not None:
+            os.close(held)
+
+
+def leave(number, world, enabled):
+    """End the process as the signal of this number would, behind the command line that goes on with its run; 0 is none."""
+    if not number:
+        return
+    python = "python" if world == 1 else f"torchrun --nproc_per_node={world}"
+    if enabled:
+        say(f"stopped and saved; go on with: {python} {shlex.join(word for word in sys.argv if word != '--resume')} --resume")
+    sys.exit(128 + number)
+
+
 class RunLog:
     """A progress bar, the lines above it, and metrics.jsonl: an object per line. All ranks but the first are silent."""
 
     def __init__(self, path, config, first_step, tokens_per_step, enabled):
         self.path, self.steps, self.tokens_per_step, self.enabled = path, config.steps, tokens_per_step, enabled
         self.bar = tqdm(total=config.steps, initial=first_step, disable=None if enabled else True, leave=False)
-        if enabled and path.exists():
-            self.cut(first_step)
-
-    def cut(self, step):
-        """Drop what a stopped run had written past the checkpoint that is resumed, or all of a run that left no checkpoint."""
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if step else []:
-            with suppress(ValueError):  # the last line of a killed run may be torn
-                kept += [line + "\n"] * (json.loads(line)["step"] <= step)
-        self.path.write_text("".join(kept), encoding="utf-8")
+        # Of a stopped run what lies past its checkpoint goes, and all of a run that left none.
+        rows = [row for row in read_log(path) if row["step"] <= first_step and first_step]
+        self.validated = {row["step"] for row in rows if row.get("split") == "valid"}
+        if enabled:
+            write_new(path, "".join(json.dumps(row) + "\n" for row in rows), "out_dir")
 
     def say(self, text):
         """Print a line without tearing the progress bar, where there is one."""
         if self.enabled:
-            (print if self.bar.disable else self.bar.write)(text)
+            say(text, print if self.bar.disable else self.bar.write)
 
     def train(self, step, summary, lr, norm, seconds):
         """Tell the losses of the steps since the last line, the last gradient norm, and the seconds a step took."""

@@ -28,8 +28,9 @@ if __name__ == "__main__":  # a script finds only modules of its own folder
 from autoregressive import Autoregressive
 from data.dataset import Batch
 from diffusion import Uniform
-from engine.cli import UserError, check, check_new, one_of, parse, run, write_json
+from engine.cli import UserError, check, one_of, parse, run
 from engine.devices import compiler_fault, out_of_memory, pick_device
+from engine.files import check_new, write_json
 from engine.noise import Noise
 from engine.parallel import compile_model
 from experiments.cells import known

@@ -30,8 +30,9 @@ except ImportError:  # Windows: one process at a time, and what is killed must b
     fcntl = None
 
 from engine.checkpoint import commit, read_checkpoint, save_checkpoint
-from engine.cli import UserError, check, write_new
+from engine.cli import UserError, check
 from engine.devices import n_cores, pick_device
+from engine.files import write_new
 from experiments.common import apart, flops, training_step_flops
 from start import shape_of
 

@@ -14,7 +14,8 @@ from statistics import fmean
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import eval as evaluation
-from engine.cli import check, check_new, parse, run, write_json, write_new
+from engine.cli import check, parse, run
+from engine.files import check_new, write_json, write_new
 from experiments.plot import picture
 from experiments.report import summary
 from pretrained.loading import load_checkpoint

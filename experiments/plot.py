@@ -11,7 +11,8 @@ from pathlib import Path
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.cli import UserError, check, check_new, one_of, parse, run
+from engine.cli import UserError, check, one_of, parse, run
+from engine.files import check_new
 
 MARKS = "ox+*#@%&"
 

@@ -7,7 +7,7 @@ from data.dataset import read_meta
 from data.folder import draft_of
 from data.tasks import SPLITS, read_jsonl, write_jsonl
 from data.tokenizer import load_tokenizer
-from engine.cli import write_json
+from engine.files import write_json
 
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
 TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps, n_draws)

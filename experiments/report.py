@@ -2,7 +2,7 @@
 import math
 from statistics import fmean, stdev
 
-from engine.cli import write_json
+from engine.files import write_json
 
 
 def summary(values, errors):

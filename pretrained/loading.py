@@ -1,12 +1,16 @@
 """From a checkpoint, ours or published, to what it is of: a model, a process, a tokenizer."""
+import typing
 from pathlib import Path
+
+import torch
 
 from autoregressive import Autoregressive
 from data.originals import smollm2
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES
-from engine.checkpoint import FORMAT, read_checkpoint
+from engine.checkpoint import FORMAT, checked, read_checkpoint
 from engine.cli import UserError, check
+from model import INPUTS_ATTENTION
 from pretrained.gpt2 import PUBLISHED, fetch_weights
 from pretrained.published import WEIGHTS, import_published, model_of
 
@@ -30,17 +34,20 @@ def load_checkpoint(path, device="cpu", tokenizer=None):
     """
     file = find_checkpoint(path)
     if file.suffix in (".safetensors", ".bin", ".json", ".gguf"):
-        return {"format": FORMAT} | import_published(file, tokenizer)
+        return checked(file, {"format": FORMAT} | import_published(file, tokenizer))
     return read_checkpoint(file, device)
 
 
 def build_model(checkpoint, device="cpu", dropout=0.0):
     """Return the Transformer of a checkpoint with its weights; strict: a missing, extra or misshapen tensor is a UserError."""
-    model = model_of(checkpoint["shape"], dropout)
     try:
-        model.load_state_dict(checkpoint["model"], strict=True)
-    except RuntimeError as error:
+        check(checkpoint["shape"]["n_layer"] <= len(checkpoint["model"]), "more layers than tensors")
+        with torch.device("meta"):  # shapes alone: a damaged one asks for no memory
+            model_of(checkpoint["shape"]).load_state_dict(checkpoint["model"], strict=True, assign=True)
+    except Exception as error:  # a shape of no model stumbles anywhere
         raise UserError("the checkpoint's tensors do not fit its model: " + " ".join(str(error).split())) from error
+    model = model_of(checkpoint["shape"], dropout)
+    model.load_state_dict(checkpoint["model"])
     return model.to(device)
 
 
@@ -48,7 +55,7 @@ def tokenizer_of(checkpoint):
     """Return the tokenizer a checkpoint was trained with, checked by its hash: other ids would make every output noise."""
     name, digest = checkpoint["tokenizer"]["name"], checkpoint["tokenizer"]["hash"]
     tokenizer = load_tokenizer(name)
-    check(tokenizer.hash == digest,
+    check(tokenizer.hash == digest and tokenizer.vocab_size == checkpoint["shape"]["vocab_size"],
           f"tokenizer mismatch: the checkpoint was trained with {name!r} of hash {digest}, here {name!r} has {tokenizer.hash}")
     return tokenizer
 
@@ -58,7 +65,15 @@ def process_of(checkpoint):
     options, name = dict(checkpoint["process"]), checkpoint["process"]["name"]
     del options["name"]
     check(name == "ar" or name in PROCESSES, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
+    cls, shape = Autoregressive if name == "ar" else PROCESSES[name], checkpoint["shape"]
     try:
-        return (Autoregressive if name == "ar" else PROCESSES[name])(**options)
+        process, kinds = cls(**options), typing.get_type_hints(cls)
     except TypeError as error:
         raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
+    for option, value in vars(process).items():
+        allowed = typing.get_args(kinds[option]) or (kinds[option],)
+        counts = not isinstance(value, (int, float)) or 0 <= value <= max(shape["vocab_size"], shape["vector_width"])
+        check(counts and type(value) in (*allowed, *[int] * (float in allowed)),
+              f"this is a checkpoint of the process {name!r} with {option}={value!r}, which is not possible")
+    check(process.inputs_attention in INPUTS_ATTENTION, f"inputs_attention={process.inputs_attention!r} is not known")
+    return process

@@ -68,7 +68,7 @@ def import_published(file, tokenizer=None):
     fits = isinstance(process, dict) and "name" in process and isinstance(canvas, list) and [*map(type, canvas)] == [int, int]
     check(fits, f"{file}: ar2diff_process or ar2diff_canvas in its config is damaged")
     return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=process, step=0, config={"data": ""},
-                tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=canvas[0], target_len=canvas[1],
+                tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=canvas[0], target_len=canvas[1], data="",
                 history=[f"published weights of {file}"])
 
 

@@ -100,6 +100,13 @@ def diff_run(train, tmp_path_factory):
     return train("diff", tmp_path_factory.mktemp("runs") / "diff")
 
 
+# The least that is a checkpoint to its reader, if to nothing else.
+CHECKPOINT = dict(
+    model={"w": torch.ones(1)}, process={"name": "ar"}, tokenizer={"name": "", "hash": ""}, config={"data": ""}, data="",
+    shape=dict(vocab_size=1, n_layer=1, width=1, n_head=1, architecture="", vector_width=0), input_len=0, target_len=1, step=0,
+    history=[], optimizer=None)
+
+
 # ---- models and batches for the tests of the diffusion processes ----
 
 V, S, T = 16, 4, 6

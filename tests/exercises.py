@@ -343,7 +343,7 @@ def task_6():
     torch.manual_seed(0)
     model, config = Transformer(16, n_layer=1, width=8, n_head=2), {"data": "text"}
     c = dict(model=model.state_dict(), shape=model.shape, process=describe(Autoregressive(MASK, EOS, PAD)), step=30,
-             config=config, history=[], optimizer={"state": 1}, best=2.5, input_len=4)
+             config=config, history=[], optimizer={"state": 1}, best=2.5, input_len=4, data="5e")
     names, weights = list(c["model"]), {name: x.clone() for name, x in c["model"].items()}
 
     def refused(checkpoint, process=None):

@@ -12,7 +12,7 @@ import torch
 import train_ar
 from autoregressive import Autoregressive
 from diffusion import Absorbing, Gaussian, Uniform
-from engine.checkpoint import FORMAT, describe, save_checkpoint
+from engine.checkpoint import FORMAT, describe, read_plain, save_checkpoint
 from engine.cli import UserError
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
 
@@ -39,7 +39,7 @@ def refusal(path):
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path):
     tensors = {"a": torch.randn(3, 5), "b": torch.tensor([torch.nan, -0.0]), "c": torch.arange(3), "d": torch.ones(2).half()}
     save_checkpoint(tmp_path / "new" / "x.pt", {"model": tensors, "step": 3, "best": None, "history": ["a", "b"]})
-    read = load_checkpoint(tmp_path / "new" / "x.pt")
+    read = read_plain(tmp_path / "new" / "x.pt")
     assert (read["step"], read["best"], read["history"]) == (3, None, ["a", "b"])
     for name, tensor in tensors.items():
         assert read["model"][name].dtype == tensor.dtype
@@ -115,9 +115,9 @@ def test_a_writer_killed_midway_leaves_the_old_file(tmp_path, moment):
     code = f"import os, torch\nfrom engine import checkpoint\n{kill}\ncheckpoint.save_checkpoint({str(path)!r}, {{'step': 2}})"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert process.returncode == 9, process.stderr
-    assert path.read_bytes() == old and load_checkpoint(path)["step"] == 1
+    assert path.read_bytes() == old and read_plain(path)["step"] == 1
     save_checkpoint(path, {"step": 3})  # what the dead writer left does not get in the way
-    assert load_checkpoint(path)["step"] == 3 and [file.name for file in tmp_path.iterdir()] == ["ckpt.pt"]
+    assert read_plain(path)["step"] == 3 and [file.name for file in tmp_path.iterdir()] == ["ckpt.pt"]
 
 
 def fail(number):
@@ -185,8 +185,8 @@ def test_a_tokenizer_with_other_ids_is_refused_by_its_hash(ar_run):
 @pytest.mark.parametrize("process", [Autoregressive(7, 5, 6, "bidirectional"), Uniform(9, 1, 0.5, "causal"), Uniform(9),
                                      Absorbing(9, False, "full", "causal", 7), Gaussian(5, 0.2, 9.0, 0.25)])
 def test_a_process_survives_a_checkpoint(tmp_path, process):
-    save_checkpoint(tmp_path / "x.pt", {"process": describe(process)})
-    assert process_of(load_checkpoint(tmp_path / "x.pt")) == process
+    save_checkpoint(tmp_path / "x.pt", {"process": describe(process), "shape": {"vocab_size": 16, "vector_width": 5}})
+    assert process_of(read_plain(tmp_path / "x.pt")) == process
 
 
 def test_a_process_that_this_version_lacks_is_named():

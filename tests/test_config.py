@@ -50,6 +50,24 @@ def test_words_become_typed_fields_and_the_rest_keeps_its_default():
     assert [type(v) for v in (given.steps, given.lr, given.k, given.show_steps)] == [int, float, int, bool]
 
 
+@pytest.mark.parametrize("value", ["-- non-null e-mail", "--a b", "- x", "a--b-c", "-", "–-– ", "--x=y-z q", "é-- -"])
+def test_a_value_is_never_rewritten(value):
+    assert parse(Example, ["a", "--out_dir", value]).out_dir == value
+    assert parse(Example, ["a", f"--out-dir={value}"]).out_dir == value
+    assert parse(Example, [f"{value} a"]).source == f"{value} a"
+
+
+@pytest.mark.parametrize("words, expected", [(["--out_dir", "--non-null"], "--out_dir=--non-null"),
+                                             (["--out_dir", "-x"], "--flag=VALUE"), (["--out_dir", "--steps"], "--flag=VALUE")])
+def test_a_value_that_looks_like_a_flag_is_told_how_to_be_written(words, expected):
+    assert expected in error_of("in.txt", *words)
+
+
+@pytest.mark.parametrize("word", ["--steps=--", "--out_dir=--", "--k=99999999999999999999", "--steps=-99999999999999999999"])
+def test_what_argparse_or_a_tensor_would_stumble_over_is_one_line(word):
+    assert error_of("in.txt", word)
+
+
 def test_dashes_in_a_flag_count_as_underscores_but_values_are_left_alone():
     assert parse(Example, ["--show-steps", "--out-dir", "my-out_dir", "a"]).out_dir == "my-out_dir"
     assert parse(Example, ["a", "--out_dir=--x-y=z"]).out_dir == "--x-y=z"

@@ -187,7 +187,8 @@ def test_bad_jsonl_is_refused_by_file_and_line(tmp_path, content, line):
         open_data(folder, BYTES, 4, 4)
 
 
-def test_windows_are_cut_from_one_stream_and_never_cross_from_train_to_valid(tmp_path):
+def test_windows_are_cut_from_one_stream_and_never_cross_from_train_to_valid(tmp_path, monkeypatch):
+    monkeypatch.setattr(BYTES, "vocab_size", 4096)  # ids tell where a window was cut
     train, valid = [range(0, 1000), range(2000, 3000)], [range(1000, 1100), range(3000, 3100)]
     data = open_data(write_text(tmp_path / "t", train, valid, (0.5, 0.5)), BYTES, 5, 7)
     starts = {"train": [], "valid": []}
@@ -202,7 +203,8 @@ def test_windows_are_cut_from_one_stream_and_never_cross_from_train_to_valid(tmp
     assert len(set(starts["valid"])) > 100
 
 
-def test_sources_are_drawn_in_proportion_to_their_weights_not_their_sizes(tmp_path):
+def test_sources_are_drawn_in_proportion_to_their_weights_not_their_sizes(tmp_path, monkeypatch):
+    monkeypatch.setattr(BYTES, "vocab_size", 4096)  # ids tell where a window was cut
     train = [range(0, 100), range(100, 2100), range(2100, 2600)]
     data = open_data(write_text(tmp_path / "t", train, train, (8, 2, 0)), BYTES, 0, 4)  # weights need not sum to 1
     n = 5000
@@ -212,7 +214,8 @@ def test_sources_are_drawn_in_proportion_to_their_weights_not_their_sizes(tmp_pa
         assert not (first >= 2100).any()
 
 
-def test_the_source_of_a_validation_row_says_nothing_about_its_noise(tmp_path):
+def test_the_source_of_a_validation_row_says_nothing_about_its_noise(tmp_path, monkeypatch):
+    monkeypatch.setattr(BYTES, "vocab_size", 4096)  # ids tell where a window was cut
     train = [range(0, 1000), range(1000, 2000)]
     data = open_data(write_text(tmp_path / "t", train, train, (0.8, 0.2)), BYTES, 0, 4)
     n = 2000
@@ -271,7 +274,7 @@ def test_what_is_no_data_folder_is_refused_with_the_command_that_makes_one(tmp_p
 @pytest.mark.parametrize("damage, message", [
     (lambda f: (f / "train.prose.bin").unlink(), "is damaged .*train.prose.bin.*; prepare it again"),
     (lambda f: (f / "valid.code.bin").write_bytes(b""), "is damaged .*empty"),
-    (lambda f: (f / "meta.json").write_text('{"kind": "text"}', encoding="utf-8"), "is damaged .*tokenizer_hash"),
+    (lambda f: (f / "meta.json").write_text('{"kind": "text"}', encoding="utf-8"), "is damaged .*'tokenizer' is missing"),
     (lambda f: (f / "meta.json").write_text('{"kind": "task", "input_len": "8"}', encoding="utf-8"), "'input_len' must")])
 def test_a_damaged_folder_is_refused_in_one_line(text, tmp_path, damage, message):
     shutil.copytree(text, tmp_path / "x")

@@ -148,13 +148,14 @@ def test_a_score_tells_which_runs_trained_the_model_and_in_what_precision_it_was
     train("diff", one.folder, "--steps=3", "--resume")  # still one run
     two = train("diff", tmp_path / "two", f"--init_from={one.folder}", "--steps=1")
     result = score(two.folder)
-    assert result["lineage"] == [f"ar, 4 steps on {task}", f"uniform, 3 steps on {task}", f"uniform, 1 steps on {task}"]
+    data = f"backwards ({ar_run.checkpoint()['data'][:8]})"  # the folder, wherever it lay, and a hash of what it held
+    assert result["lineage"] == [f"ar, 4 steps on {data}", f"uniform, 3 steps on {data}", f"uniform, 1 steps on {data}"]
     shown = capsys.readouterr().out
     assert f"\n  trained: {' -> '.join(result['lineage'])}\n" in shown
     assert f"torch {torch.__version__}, cpu, float32\n" in shown and result["dtype"] == "float32"
     assert score(two.folder, "--dtype=bfloat16")["dtype"] == "bfloat16"
     ar2diff.main([str(ar_run.folder), str(tmp_path / "as_it_is")])  # AR2Diff_0: converted, not trained
-    assert score(tmp_path / "as_it_is")["lineage"] == [f"ar, 4 steps on {task}"]
+    assert score(tmp_path / "as_it_is")["lineage"] == [f"ar, 4 steps on {data}"]
 
 
 def test_n_examples_takes_the_first(ar_run, task, tmp_path):

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 import demo
 import reproduce
+from conftest import CHECKPOINT
 from data import dataset
 from data.tasks import read_jsonl
 from data.tokenizer import load_tokenizer
@@ -93,7 +94,7 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
         done.append(script)
         bits = "--metric=bits" in words
         if script.startswith("train"):
-            save_checkpoint(Path(words[-1].removeprefix("--out_dir="), "ckpt.pt"), {"step": 1, "optimizer": 1})
+            save_checkpoint(Path(words[-1].removeprefix("--out_dir="), "ckpt.pt"), CHECKPOINT | {"step": 1})
         return [{"per_byte": [2, 0.1]} if bits else {"scores": {"x": [50, 1]}, "seconds": 1, "evaluations": 1}]
     monkeypatch.setattr(cells, "apart", lambda function, *args: function(*args))
     monkeypatch.setattr(cells, "call", call)

@@ -323,7 +323,7 @@ GOOD = '{"input": "a", "target": "b"}'
     ('{"input": "a", "target": "b"', "not JSON"), ("[" * 100_000, "not JSON"), ("", "an empty line"),
     ("null", "not a NoneType"), ('["a", "b"]', "not a list"),
     ('{"input": "a"}', "'target' is missing"), ('{"target": "b"}', "'input' is missing"),
-    ('{"input": 1, "target": "b"}', "'input' must be a string, not int"),
+    ('{"input": 1, "target": "b"}', "'input' must be a string, not 1"),
     ('{"input": "a", "target": null}', "'target' must be a string"),
     ('{"input": "a", "target": "b", "references": "b"}', "'references' must be a list"),
     ('{"input": "a", "target": "b", "references": []}', "'references' must be a list"),

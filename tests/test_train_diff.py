@@ -1,4 +1,5 @@
 """train_diff.py: which process a run trains, with which options, said or inherited; every process goes on where it stopped."""
+import os
 import re
 import shutil
 
@@ -123,7 +124,11 @@ def test_on_the_text_of_the_checkpoint_canvas_and_objective_are_inherited_unless
     assert of("plain", f"--data={text}", "--input_len=0") == (0, 7, "causal"), "spans need inputs"
     assert of("elsewhere", f"--data={text}/../{text.name}") == (20, 7, "span"), "the same folder"
     copy = shutil.copytree(text, tmp_path / "other")
-    assert of("other", f"--data={copy}") == (64, 64, "prefix")
+    assert of("copy", f"--data={copy}") == (20, 7, "span"), "the same text, wherever it lies"
+    stream = (copy / "valid.prose.bin").read_bytes()
+    (copy / "valid.prose.bin").write_bytes(stream[:-2] + b"b\0")
+    os.utime(copy / "valid.prose.bin", ns=(1, 1))
+    assert of("other", f"--data={copy}") == (64, 64, "prefix"), "of the same size, but another text"
     resumed = train("diff", tmp_path / "same", "--resume", f"--data={text}", f"--init_from={ar.folder}", "--eval_sequences=0",
                     "--steps=2")
     assert resumed.checkpoint()["step"] == 2 and resumed.checkpoint()["config"]["objective"] == "span"
