@@ -101,7 +101,7 @@ def scored_examples(config, writer, path, meta):
     language = meta.get("language") or metrics.language_of(text for e in examples for text in metrics.gold_answers(e))
     if metric == "code":
         check(all(e.get("tests") for e in examples), f"{path}: metric 'code' needs \"tests\" in every example")
-        check_canaries()
+        print(f"programs are run {check_canaries()}", file=sys.stderr)
     return metric, examples, language, n_left_out
 
 

@@ -22,8 +22,9 @@ from beyond.speculative import Speculative, new_speculative
 from beyond.trace import check_trace, trace, write_trace
 from data.dataset import Batch, pad_rows
 from diffusion import PROCESSES
-from engine.cli import UserError, check, one_of, parse, run
+from engine.cli import check, one_of, parse, run
 from engine.devices import choose_compile, choose_dtype, out_of_memory, pick_device
+from engine.files import as_text
 from engine.noise import Noise
 from engine.parallel import compile_model
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
@@ -77,6 +78,7 @@ class Writer:
     options: dict  # of the decoder
     dtype: torch.dtype = torch.float32  # of the matrix products
     compiled: bool = False
+    learned_len: int = 1 << 53  # longest window of text that it was trained on
 
     def autocast(self):
         """Return the context in which the model computes, as in training."""
@@ -140,8 +142,9 @@ def load_writer(path, config, target_len=None):
         compile_model(model)
         if config.drafter:
             compile_model(process.drafter)
+    learned = checkpoint["input_len"] + checkpoint["shape"].get("n_positions", longest)
     return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, decoder, options, dtype,
-                  compiled)
+                  compiled, learned)
 
 
 def prompt_batch(writer, prompt):
@@ -154,6 +157,9 @@ def prompt_batch(writer, prompt):
     n_positions = writer.model.shape.get("n_positions", math.inf)
     check(len(ids) + writer.target_len <= n_positions, f"{len(ids)} tokens of prompt and --target_len={writer.target_len} are "
                                                        f"more than this model's {n_positions} positions")
+    if len(ids) + writer.target_len > writer.learned_len:
+        print(f"note: {len(ids)} tokens of prompt and {writer.target_len} to write are more than the {writer.learned_len} in a "
+              f"row that this model learned; it gets worse behind them", file=sys.stderr)
     empty = torch.zeros(1, writer.target_len, dtype=torch.long)
     if not ids:
         return writer, Batch(empty[:, :0], None, empty)
@@ -177,10 +183,7 @@ def read_prompt(config):
     """Return the input text: --prompt, else standard input, but with --infill nothing."""
     if config.prompt is not None or config.infill is not None:
         return config.prompt or ""
-    try:
-        return sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the prompt on standard input is not UTF-8 ({error.reason} at byte {error.start})") from error
+    return as_text(sys.stdin.buffer.read(), "the prompt on standard input").replace("\r\n", "\n").rstrip("\n")
 
 
 @out_of_memory("--n_samples", "--target_len")

@@ -11,8 +11,10 @@ token ids with one EOS between documents: train.SOURCE.bin, and its last tenth, 
 """
 import itertools
 import json
+import re
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,7 @@ class Config:
     overwrite: bool = False  # replace a folder prepared before
     sources: str = "stdlib:docs:0.8,stdlib:code:0.2"  # text: FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight,...
     tokenizer: str = "bpe"  # text: bpe, bytes, gpt2, smollm2, or a ranks file, a published model's folder or .gguf file
+    separator: str | None = None  # text: what stands between two documents of a file, '<|endoftext|>' say; default: nothing
     valid_share: float = 0.1  # text: the last share of each source that becomes its validation stream
     from_dir: str = ""  # task: folder with a copy of the original files (default: fetch them)
     n_train: int = 0  # task: number of training examples (0: the task's default)
@@ -45,13 +48,14 @@ class Config:
     langs: str = "en-fr"  # translation: from which language to which
 
 
-TEXT_FLAGS = ("sources", "tokenizer", "valid_share")
+TEXT_FLAGS = ("sources", "tokenizer", "separator", "valid_share")
+KNOWN_SEPARATORS = re.compile(r"<\|end_?of_?text\|>|<\|im_end\|>|</s>|<eos>")
 TASK_FLAGS = ("from_dir", "n_train", "seed", "langs")
 
 
-def write_tokens(source, path, tokenizer, dtype):
-    """Write the token ids of a source to a file; return the number of tokens and of bytes of text."""
-    n_tokens, n_bytes, stream = 0, 0, pieces(source)
+def write_tokens(source, path, tokenizer, dtype, separator=None):
+    """Write the token ids of a source to a file; return how many tokens, bytes, and known separators there are in its text."""
+    n_tokens, n_bytes, found, stream = 0, 0, Counter(), pieces(source, separator)
     with open(path, "wb") as file, tqdm(desc=source.name, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
         while batch := list(itertools.islice(stream, N_PIECES)):
             texts = [piece or "" for piece in batch]
@@ -61,7 +65,8 @@ def write_tokens(source, path, tokenizer, dtype):
                 n_tokens += len(ids)
                 bar.update(len(ids))
             n_bytes += sum(len(text.encode("utf-8")) for text in texts)
-    return n_tokens, n_bytes
+            found.update(mark for text in texts for mark in KNOWN_SEPARATORS.findall(text))
+    return n_tokens, n_bytes, found
 
 
 def split_off(train, valid, n_train, n_bytes_each):
@@ -81,7 +86,7 @@ def write_text(folder, config):
     rows = []
     for source in sources:
         train, valid = (folder / f"{split}.{source.name}.bin" for split in ("train", "valid"))
-        n_tokens, n_bytes = write_tokens(source, train, tokenizer, dtype)
+        n_tokens, n_bytes, found = write_tokens(source, train, tokenizer, dtype, config.separator)
         n_train = int(n_tokens * (1 - config.valid_share))
         n_valid = n_tokens - n_train
         split_off(train, valid, n_train, dtype.itemsize)
@@ -90,6 +95,9 @@ def write_text(folder, config):
         rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})
         print(f"{source.name}: {n_train:,} tokens to train on, {n_valid:,} to validate on, "
               f"{n_bytes / n_tokens:.2f} bytes per token, weight {weight:.3g}")
+        for mark, n in found.items():
+            print(f"warning: {source.name} holds {mark!r} {n:,} times, as plain text; if documents end there, say "
+                  f"--separator='{mark}'", file=sys.stderr)
     meta = {"kind": "text", "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash, "dtype": dtype.name, "sources": rows}
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 

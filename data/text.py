@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.cli import UserError, check
+from engine.files import check_mark
 
 PIECE = 1 << 18  # bytes read at a time: memory use does not depend on the size of a corpus
 
@@ -44,6 +45,7 @@ def read_pieces(path):
     try:
         with opener(path, "rb") as file:
             while block := file.read(PIECE):
+                check_mark(block if n_read == 0 else b"", path)
                 n_pending = len(decoder.getstate()[0])  # bytes of a character that the last block began
                 text += decoder.decode(block)
                 text = text if n_read else text.removeprefix("\ufeff")  # the mark some Windows editors put first
@@ -125,12 +127,26 @@ def parse_sources(text):
     return sources
 
 
-def pieces(source):
-    """Yield the text of a source in pieces, and None between two documents."""
+def pieces(source, separator=None):
+    """Yield the text of a source in pieces, and None between two documents: of two files, or where a separator stands.
+
+    With one, a document is kept in memory until it ends.
+    """
     begun = False
     for path in source.files:
-        for n, piece in enumerate(source.read(path)):
-            if n == 0 and begun:
+        for n, piece in enumerate(split(source.read(path), separator) if separator else source.read(path)):
+            if piece is None or (n == 0 and begun):
                 yield None
-            begun = True
-            yield piece
+            if piece:
+                begun = True
+                yield piece
+
+
+def split(texts, separator):
+    """Yield what lies between separators, None in their place; a piece of text may end within one."""
+    rest = ""
+    for text in texts:
+        *whole, rest = (rest + text).split(separator)
+        for document in whole:
+            yield from (document, None)
+    yield rest

@@ -1,30 +1,35 @@
 """Runs generated programs against their tests. Nothing else in this project runs generated code.
 
-A seat belt against accidents, not a wall against malice: models write endless loops, fork bombs and `os.remove` unasked. But a
-program that means harm gets around a guard in its own interpreter: run untrusted models in a container or a virtual machine.
-Each program gets:
-- an interpreter of its own, in its own session, without environment, site-packages or stdin, and a new folder, deleted after;
-- limits of the kernel: processor time, memory, file size (its output is a file too), no core dump, no further process or
-  thread. The last does not bind root: as root, the program runs as nobody (who may not write elsewhere either);
-- a guard (sys.addaudithook) that ends it at the first attempt to start a process, send a signal, use the network or ctypes, or
-  change a file outside its folder. Reading is not limited;
-- SIGKILL for its whole process group in the end, pass or not. What got past both limit and guard could leave the group.
-Windows has no such limits: the interpreter, the guard and the wall time remain. macOS does not limit memory.
+Each program gets an interpreter of its own, without environment, site-packages or stdin, and limits of the kernel: processor
+time, memory, sizes and number of files, no further process or thread (as root, the program runs as nobody, for root has no such
+limit). On Linux it also gets a world of its own, by bubblewrap where that is installed, else by the kernel's namespaces: all
+files are read-only but those of a new, small /tmp, there is no network and no other process, and all of it ends with it.
 
-Processor time judges; wall time, ten times as long, ends what only waits. What ran out of time is run once more, alone. A pass
-is proven: only the harness knows a random word, and writes it after the last test returned. No print, exit or patched assert
-does that. Deceit can: an object that equals everything, or a search through the frames of the harness.
+Where the kernel allows no such world, a guard (sys.addaudithook) ends a program at the first attempt to start a process, send a
+signal, use the network or change a file outside its folder. That is damage control: models write `os.remove` unasked, and this
+stops it; a program that means harm gets around it. Run untrusted models in a container there. Which of both it is, eval.py
+says: "isolated by namespaces" or "limits only". Reading files is limited by neither.
+
+Processor time judges; wall time, ten times as long, ends what only waits. What ran out of time, or was killed from outside, is
+run once more, alone. A pass is proven: only the harness knows a random word, and writes it after the last test returned. No
+print, exit or patched assert does that. Deceit can: an object that equals everything, or a search through the frames of the
+harness.
 """
 import concurrent.futures
+import contextlib
+import functools
 import inspect
+import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 from engine.cli import UserError, check
@@ -39,17 +44,65 @@ class Result(NamedTuple):
     reason: str  # "passed", or what went wrong
 
 
-# The next three functions run in the other interpreter, where their source is sent: so each imports what it uses.
-def _limit(seconds, wall, memory_mb):  # pragma: no cover
+# The next five functions run in the other interpreter, where their source is sent: so each imports what it uses.
+def _hold_path():  # pragma: no cover
+    """Reach the standard library through open folders: by its path it is hidden by a new /tmp, or is under /root."""
+    import os
+    import sys
+    sys.path = [f"/proc/self/fd/{os.open(path, os.O_RDONLY)}" for path in sys.path if os.path.isdir(path)]
+    for name, module in sys.modules.items():
+        if hasattr(module, "__path__"):  # a package that is imported already
+            module.__path__ = [f"{path}/{name.replace('.', '/')}" for path in sys.path]
+
+
+def _isolate(wall):  # pragma: no cover
+    """Go on in namespaces of one's own: read-only files, a new /tmp, no network, no other process. Raises OSError."""
+    import ctypes
+    import math
+    import os
+    import signal
+    libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()
+
+    def call(name, *args):
+        if getattr(libc, name)(*args):
+            raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
+
+    def fork():
+        """Return in the child; the parent waits for it, and ends as it does."""
+        child = os.fork()
+        if child:
+            call("prctl", 4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: its memory is not to be read
+            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+            os._exit(128 - code if code < 0 else code)  # a signal as shells tell it
+    call("unshare", 0x68020000 | (0x10000000 if uid else 0))  # CLONE_NEWNET, NEWPID, NEWIPC, NEWNS; NEWUSER unless root
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        if uid:
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    fork()  # the first process of a namespace: whatever it leaves ends with it, and no signal from inside reaches it
+    signal.alarm(math.ceil(wall) + 1)  # should the parent die
+    call("mount", None, b"/", None, 0x44000, None)  # MS_REC | MS_PRIVATE
+    read_only = (ctypes.c_uint64 * 4)(1)  # struct mount_attr: MOUNT_ATTR_RDONLY
+    call("syscall", 442, -1, b"/", 0x8000, read_only, 32)  # mount_setattr, AT_RECURSIVE
+    _hold_path()
+    call("mount", b"proc", b"/proc", b"proc", 14, None)  # MS_NOSUID | MS_NODEV | MS_NOEXEC
+    for place in (b"/run", b"/tmp"):  # sockets of other programs lie there
+        call("mount", b"tmpfs", place, b"tmpfs", 6, b"size=64m,nr_inodes=4k")
+    os.chdir("/tmp")
+    fork()
+    if uid:  # root loses its rights when it becomes nobody
+        call("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        call("capset", (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)())
+
+
+def _limit(seconds, wall, memory_mb, mode):  # pragma: no cover
     """Set the limits of the kernel, as far as this system has them."""
-    import encodings
     import math
     import os
     import sys
     root = sys.platform == "linux" and os.geteuid() == 0
-    if root:  # its Python is often under /root, where nobody may not go, except through folders that are open already
-        sys.path = [f"/proc/self/fd/{os.open(path, os.O_RDONLY)}" for path in sys.path if os.path.isdir(path)]
-        encodings.__path__ = [f"{path}/encodings" for path in sys.path]  # the only package that is imported by now
+    if root and mode == "limits":
+        _hold_path()
     try:
         import resource
         import signal
@@ -66,7 +119,8 @@ def _limit(seconds, wall, memory_mb):  # pragma: no cover
             os.setuid(nobody)
         except OSError:  # root, but without the right to (some containers): the guard remains
             pass
-    for name, value in {"CPU": math.ceil(seconds) + 1, "AS": memory_mb << 20, "FSIZE": 10 << 20, "CORE": 0, "NPROC": 0}.items():
+    limits = {"CPU": math.ceil(seconds) + 1, "AS": memory_mb << 20, "FSIZE": 10 << 20, "NOFILE": 64, "CORE": 0, "NPROC": 0}
+    for name, value in limits.items():
         try:
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
         except (ValueError, OSError):  # macOS refuses some
@@ -100,7 +154,7 @@ def _guard(stop):  # pragma: no cover
     sys.addaudithook(hook)
 
 
-def _child(secret, setup, program, tests, *limits):  # pragma: no cover
+def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
     """Run the program, then setup and tests in its namespace; report the secret if all of it returned, else the reason."""
     import builtins
     import os
@@ -108,6 +162,12 @@ def _child(secret, setup, program, tests, *limits):  # pragma: no cover
     # Local names for what is used after the program ran, for it may have put something else in their place.
     write, leave, settrace, names, originals = os.write, os._exit, sys.settrace, vars(builtins), dict(vars(builtins))
     report = os.dup(1)
+    if mode == "namespaces":
+        try:
+            _isolate(limits[1])
+        except OSError as error:
+            write(report, f"{secret} {error}".encode())
+            leave(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for fd in (1, 2):
         os.dup2(os.open("output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)
@@ -118,14 +178,15 @@ def _child(secret, setup, program, tests, *limits):  # pragma: no cover
         finally:
             leave(0)  # at once: no atexit, no waiting for threads
 
-    _limit(*limits)
+    _limit(*limits, mode)
     module = type(sys)("program")  # a real module, not a bare dict: dataclasses and pickle look it up
     sys.modules["program"] = module
     try:
         # Three sources, compiled apart, so that an open quote cannot swallow the tests; optimize=0 keeps every assert.
         sources = {"program": program, "setup": setup, "tests": tests}
         codes = {name: compile(text, name, "exec", dont_inherit=True, optimize=0) for name, text in sources.items()}
-        _guard(stop)
+        if mode == "limits":
+            _guard(stop)
         exec(codes["program"], vars(module))
         settrace(None)  # a trace function could jump over the asserts
         names.update(originals)
@@ -136,7 +197,9 @@ def _child(secret, setup, program, tests, *limits):  # pragma: no cover
     stop(secret)
 
 
-_SOURCE = "".join(inspect.getsource(function) for function in (_limit, _guard, _child))
+_SOURCE = "".join(inspect.getsource(function) for function in (_hold_path, _isolate, _limit, _guard, _child))
+BUBBLEWRAP = ["bwrap", *"--ro-bind / / --dev /dev --remount-ro /dev --proc /proc --size 67108864 --tmpfs /run --size 67108864 "
+              "--tmpfs /tmp --unshare-all --die-with-parent --chdir /tmp --".split()]
 
 
 def _kill(process):
@@ -157,84 +220,94 @@ def _wait(process):
     return usage.ru_utime + usage.ru_stime
 
 
-def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512):
+def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=None, running=None):
     """Run program, setup and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
 
-    timeout: seconds of processor time.
+    timeout: seconds of processor time. mode: how it is kept apart; default: mode_here(). running: a set that lists the process.
     """
     check(tests.strip(), "a program without tests would always pass; give the example its `tests`")
-    secret = secrets.token_hex(16)
+    secret, mode = secrets.token_hex(16), mode or mode_here()
     # The interpreter gets only what it needs to start, and a fixed order of sets and dicts: the same program, the same result.
     env = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     with (tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as report,
-          tempfile.TemporaryDirectory(prefix="ar2diff_", ignore_cleanup_errors=True) as folder):
-        arguments = (secret, setup, program, tests, timeout, WALL * timeout, memory_mb)
+          tempfile.TemporaryDirectory(prefix="ar2diff_", ignore_cleanup_errors=True) if mode == "limits" else
+          contextlib.nullcontext("/tmp") as folder):
+        arguments = (secret, setup, program, tests, mode, timeout, WALL * timeout, memory_mb)
         source.write(f"{_SOURCE}\n_child(*{arguments!a})\n".encode())
         source.seek(0)
         start = time.monotonic()
         try:
-            process = subprocess.Popen([sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"], stdin=source, stdout=report,
-                                       stderr=report, cwd=folder, env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
-                                       start_new_session=True)
+            process = subprocess.Popen(
+                [*BUBBLEWRAP * (mode == "bubblewrap"), sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"], stdin=source,
+                stdout=report, stderr=report, cwd=folder, env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
+                start_new_session=True)
         except OSError as error:
             raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
         timer = threading.Timer(WALL * timeout, _kill, [process])
         timer.start()
+        (running if running is not None else set()).add(process)
         try:
             seconds = _wait(process)
         finally:
             timer.cancel()
             _kill(process)
-        alarmed = hasattr(signal, "SIGPROF") and process.returncode == -signal.SIGPROF  # a few ms before `seconds` says so
-        late = alarmed or seconds >= timeout or time.monotonic() - start >= WALL * timeout
+        code = process.returncode
+        killed = max(-code, code - 128, 0)  # by the signal of this number
+        late = killed == getattr(signal, "SIGPROF", -1) or seconds >= timeout or time.monotonic() - start >= WALL * timeout
         report.seek(0)
         verdict = report.read(1000).decode("utf-8", "replace")  # never more: the program may have found the descriptor
+    check(not verdict.startswith(f"{secret} "), f"a program could not be kept apart ({verdict[33:]}), so nothing was scored")
     if late:
         return Result(False, "timeout")
     if verdict == secret:
         return Result(True, "passed")
-    return Result(False, " ".join(verdict.split()) or f"ended before its tests did (exit code {process.returncode})")
+    ended = f"killed by signal {killed}" if killed else f"ended before its tests did (exit code {code})"
+    return Result(False, " ".join(verdict.split()) or ended)
 
 
-def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512):
+def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512, mode=None):
     """Run (program, tests, setup) triples, n_workers at a time (default: one per core) -> list of Results, in order.
 
-    What ran out of time is run again when the others are done, alone: the second result counts.
+    What ran out of time, or was killed, is run again when the others are done, alone: the second result counts.
     """
-    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb)
-    pool = concurrent.futures.ThreadPoolExecutor(n_workers or n_cores())
-    try:
-        results = list(pool.map(once, jobs))
-    finally:
-        pool.shutdown(cancel_futures=True)  # on Ctrl-C, do not run the rest first
-    return [once(job) if result.reason == "timeout" else result for job, result in zip(jobs, results)]
+    running, mode = set(), mode or mode_here()
+    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb, mode=mode, running=running)
+    with concurrent.futures.ThreadPoolExecutor(n_workers or n_cores()) as pool:
+        waiting = [pool.submit(once, job) for job in jobs]
+        try:
+            results = [future.result() for future in waiting]
+        except BaseException:  # Ctrl-C, say: do not wait for programs that sleep, nor for one that is just being started
+            while not all(future.cancel() or future.done() for future in waiting):
+                for process in [*running]:
+                    _kill(process)
+                time.sleep(0.05)
+            raise
+    return [once(job) if result.reason.startswith(("timeout", "killed")) else result for job, result in zip(jobs, results)]
 
 
-GOOD = {
-    "a right function": "def f(x): return x + 1",
-    "imports": "import collections, itertools, math, random, re\ndef f(x): return math.floor(x + 1.5)",
-    "prints and a class": "class A:\n    y = 1\nprint('é')\ndef f(x): return x + A.y",
-}
-BAD = {
-    "nothing": "",
-    "a wrong result": "def f(x): return x",
-    "a syntax error": "def f(x) return x + 1",
-    "an endless loop": "def f(x):\n    while True: pass",
-    "os._exit(0)": "import os\ndef f(x): os._exit(0)",
-    "sys.exit(0)": "import sys\ndef f(x): sys.exit(0)",
-    "an exit in a thread": "import os, threading\nthreading.Thread(target=os._exit, args=(0,)).start()\ndef f(x): return x",
-    "a printed pass": "print('passed', 'True', 0, flush=True)\ndef f(x): return x",
-    "a patched assert": "import builtins\nbuiltins.AssertionError = AssertionError = KeyError\ndef f(x): return x",
-    "patched builtins": "import builtins\nbuiltins.exec = builtins.abs = lambda *a: 0\ndef f(x): return x",
-    "a new process": "import os\nos.fork()\ndef f(x): return x + 1",
-    "a file elsewhere": "open('../canary', 'w')\ndef f(x): return x + 1",
-}
+CANARIES = json.loads(Path(__file__).with_name("canaries.json").read_text(encoding="utf-8"))  # {"good", "bad", "kept apart"}
+PLAIN_TESTS = "assert f(1) == 2 and abs(f(-9)) == 8"
+
+
+@functools.cache
+def mode_here():
+    """Return the best way to keep programs apart that holds on this machine: bubblewrap, namespaces or limits."""
+    linux = sys.platform == "linux"
+    ways = ["bubblewrap"] * bool(linux and os.geteuid() and shutil.which("bwrap")) + ["namespaces"] * linux
+    probes = [(program, PLAIN_TESTS, "") for program in CANARIES["kept apart"].values()]
+    for way in ways:
+        with contextlib.suppress(UserError):
+            if all(result.passed for result in run_many(probes, mode=way)):
+                return way
+    return "limits"
 
 
 def check_canaries(n_workers=None, timeout=1.0, memory_mb=512):
-    """Raise UserError unless known-good programs pass and known-bad ones fail, lest a broken sandbox scores all 0 or 100 %."""
-    programs = {**GOOD, **BAD}
-    jobs = [(program, "assert f(1) == 2 and abs(f(-9)) == 8", "") for program in programs.values()]
+    """Return how programs are kept apart. Raises UserError unless known-good ones pass and known-bad ones fail."""
+    good = CANARIES["good"] | (CANARIES["kept apart"] if mode_here() != "limits" else {})
+    programs = good | CANARIES["bad"]
+    jobs = [(program, PLAIN_TESTS, "") for program in programs.values()]
     for name, result in zip(programs, run_many(jobs, n_workers, timeout, memory_mb)):
-        check(result.passed == (name in GOOD), f"the sandbox does not work on this machine, so no code was scored: the canary "
-              f"{name!r} must {'pass' if name in GOOD else 'fail'}, but: {result.reason}")
+        check(result.passed == (name in good), f"the sandbox does not work on this machine, so no code was scored: the canary "
+              f"{name!r} must {'pass' if name in good else 'fail'}, but: {result.reason}")
+    return "limits only" if mode_here() == "limits" else "isolated by namespaces"

@@ -16,16 +16,17 @@ from scoring import sandbox
 TESTS = "assert f(1) == 2\nassert f(2) == 3\ndone = True\n"  # the last line is where a trace function could jump to
 RIGHT = "\ndef f(x): return x + 1\n"
 WRONG = "\ndef f(x): return x\n"
+PYTHON = sys.executable
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks for survivors in /proc and relies on Linux limits")
 
 
 def survivors(folder):
-    """Return the pids whose environment names a working folder below `folder`, as that of each sandboxed process does."""
+    """Return the pids of sandboxed processes of the test that has this folder, by the Python that they were started with."""
     pids = []
     for pid in filter(str.isdigit, os.listdir("/proc") if os.path.isdir("/proc") else []):
         try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if f"TMPDIR={folder}".encode() in file.read():
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if f"{folder}/python".encode() in file.read():
                     pids.append(int(pid))
         except OSError:
             pass
@@ -37,8 +38,13 @@ def folder(tmp_path_factory, monkeypatch):
     """A place of its own for the working folders of one test, after which it must be empty and nobody left."""
     path = tmp_path_factory.mktemp("sandbox")
     monkeypatch.setattr(tempfile, "tempdir", str(path))
+    if sys.platform == "linux":
+        (path / "python").symlink_to(os.path.realpath(sys.executable))
+        monkeypatch.setattr(sys, "executable", str(path / "python"))
     yield path
-    left = survivors(path)
+    deadline = time.monotonic() + 2  # what SIGKILL has met may take a moment to be gone
+    while (left := survivors(path)) and time.monotonic() < deadline:
+        time.sleep(0.02)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left, "a process outlived the run that started it"
@@ -55,6 +61,12 @@ def run(program, tests=TESTS, timeout=5.0, **kwargs):
     return sandbox.run_program(program, tests, timeout=timeout, **kwargs)
 
 
+MODES = ["limits", *{sandbox.mode_here(), *["namespaces"] * (sandbox.mode_here() != "limits")} - {"limits"}]
+each_mode = pytest.mark.parametrize("mode", MODES)
+apart = pytest.mark.skipif(MODES == ["limits"], reason="this kernel allows no namespaces")
+
+
+@each_mode
 @pytest.mark.parametrize("program", [
     RIGHT,
     "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'int'\ndef f(x): return dataclasses.replace(A(x), x=x+1).x",
@@ -66,7 +78,20 @@ def run(program, tests=TESTS, timeout=5.0, **kwargs):
     "def g(n): return n and 1 + g(n - 1)\ndef f(x): return x + (g(900) == 900)",
     "from __future__ import annotations\nsorted = max = None" + RIGHT,
 ])
-def test_a_right_program_passes(program):
+def test_a_right_program_passes(program, mode):
+    assert run(program, mode=mode) == sandbox.Result(True, "passed")
+
+
+@apart
+@pytest.mark.parametrize("program", [
+    "import tempfile\nwith tempfile.TemporaryFile() as file: file.write(b'x')" + RIGHT,
+    "import os, tempfile\nwith tempfile.TemporaryDirectory() as folder: open(os.path.join(folder, 'a'), 'w').close()" + RIGHT,
+    "import os\nos.makedirs('a/b')\nos.rename('a/b', 'a/c')\nos.chmod('a', 0o700)\nos.rmdir('a/c')" + RIGHT,
+    "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))",
+    "import sqlite3\nwith sqlite3.connect('a.db') as db: db.execute('create table t(x)')" + RIGHT,
+])
+def test_a_program_that_keeps_to_its_own_folder_is_not_refused(program):
+    """As tempfile and asyncio were (evaluate issue 523), and are where only limits and the guard hold."""
     assert run(program) == sandbox.Result(True, "passed")
 
 
@@ -112,6 +137,10 @@ BAD = {
     "slow memory bomb": ("x = []\nwhile True: x.append(bytearray(1 << 20))" + RIGHT, "MemoryError"),
     "giant output": ("while True: print('x' * (1 << 20))" + RIGHT, "File too large"),
     "giant output everywhere": (EVERYWHERE + "b'x' * (1 << 25))" + WRONG, "xxx"),
+}
+
+
+GUARDED = {
     "fork bomb": ("import os\nwhile True: os.fork()" + RIGHT, "refused: os.fork"),
     "stubborn fork bomb": ("import os\nwhile 1:\n  try: os.fork()\n  except BaseException: pass" + RIGHT, "refused: os.fork"),
     "socket": ("import socket\nsocket.socket()" + RIGHT, "refused: socket"),
@@ -121,39 +150,47 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("name", GUARDED)
+def test_the_guard_names_what_it_refuses(name):
+    program, reason = GUARDED[name]
+    assert run(program, mode="limits").reason.startswith(reason)
+
+
+@each_mode
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_program_fails_quickly_and_for_its_own_reason(name):
+def test_a_bad_program_fails_quickly_and_for_its_own_reason(name, mode):
     program, reason = BAD[name]
-    result = run(program, timeout=10.0)
+    result = run(program, timeout=10.0, mode=mode)
     assert not result.passed and result.reason != "timeout" and len(result.reason) <= 1000
     if sys.platform == "linux":
         assert reason in result.reason
 
 
+@each_mode
 @pytest.mark.parametrize("program", [
     "while True: pass",
     "import time\ntime.sleep(60)",
     "def f(x):\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass",
     "import signal\nfor s in (1, 2, 3, 10, 14, 15, 24): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
 ])
-def test_an_endless_program_is_ended_in_time(program):
+def test_an_endless_program_is_ended_in_time(program, mode):
     start = time.monotonic()
-    assert run(program, timeout=0.3) == sandbox.Result(False, "timeout")
+    assert run(program, timeout=0.3, mode=mode) == sandbox.Result(False, "timeout")
     assert time.monotonic() - start < 0.3 * sandbox.WALL + 1
 
 
 @pytest.mark.parametrize("action", [
     "open(r'{0}', 'w')", "open(r'{0}', 'r+')", "os.open(r'{0}', os.O_RDWR)", "pathlib.Path(r'{0}').write_text('')",
     "os.remove(r'{0}')", "os.rename(r'{0}', 'mine')", "os.rename('output', r'{0}')", "os.truncate(r'{0}', 0)",
-    "os.chmod(r'{0}', 0)", "os.chdir('..')", "os.mkdir(r'{0}_folder')", "shutil.rmtree(r'{1}')",
+    "os.chmod(r'{0}', 0)", "os.mkdir(r'{0}_folder')", "shutil.rmtree(r'{1}')",
     "os.symlink(r'{0}', 'link')", "open('../victim', 'w')"])
 def test_the_guard_alone_keeps_files_elsewhere_as_they_are(action, folder, monkeypatch):
     without(monkeypatch, "_limit")
     victim = folder / "victim"
     victim.write_text("precious", encoding="utf-8")
-    result = run("import os, pathlib, shutil\n" + action.format(victim, folder) + RIGHT)
+    result = run("import os, pathlib, shutil\n" + action.format(victim, folder) + RIGHT, mode="limits")
     assert not result.passed and result.reason.startswith("refused:")
-    assert victim.read_text(encoding="utf-8") == "precious" and [path.name for path in folder.iterdir()] == ["victim"]
+    assert victim.read_text(encoding="utf-8") == "precious" and {path.name for path in folder.iterdir()} == {"victim", "python"}
 
 
 @linux_only
@@ -165,7 +202,7 @@ def test_a_link_in_the_working_folder_leads_nowhere(folder):
 while not os.path.islink('link'): time.sleep(0.01)
 open('link', 'w')""" + RIGHT
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        result = pool.submit(run, program)
+        result = pool.submit(run, program, mode="limits")
         while not (paths := list(folder.glob("ar2diff_*/output"))):
             time.sleep(0.01)
         paths[0].with_name("link").symlink_to(victim)
@@ -179,7 +216,7 @@ def test_files_elsewhere_are_safe_from_root_without_the_guard_too(tmp_path, monk
     without(monkeypatch, "_guard")
     victim = tmp_path / "victim"
     victim.write_text("precious", encoding="utf-8")
-    assert "PermissionError" in run(f"open({str(victim)!r}, 'w')" + RIGHT).reason
+    assert "PermissionError" in run(f"open({str(victim)!r}, 'w')" + RIGHT, mode="limits").reason
     assert victim.read_text(encoding="utf-8") == "precious"
 
 
@@ -199,38 +236,42 @@ STARTERS = {
 @pytest.mark.parametrize("name", STARTERS)
 def test_guard_and_limits_each_stop_new_processes_alone(name, missing, monkeypatch):
     without(monkeypatch, missing)
-    result = run(STARTERS[name] + RIGHT)
+    result = run(STARTERS[name] + RIGHT, mode="limits")
     assert not result.passed
     assert result.reason.startswith("refused:" if missing == "_limit" else ("BlockingIOError", "OSError"))
 
 
 @linux_only
-def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder):
+@each_mode
+def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder, mode):
     without(monkeypatch, "_limit", "_guard")
-    assert run(STARTERS["fork"] + RIGHT).passed  # and the fixture looks for it
+    assert run(STARTERS["fork"] + RIGHT, mode=mode).passed  # and the fixture looks for it
     time.sleep(0.05)
     assert not survivors(folder)
 
 
 @linux_only
-def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder):
+@each_mode
+def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder, mode):
     """A sleeper by the alarm, a busy loop without alarm or timer by its processor time."""
-    code = """from scoring import sandbox
+    code = f"""import sys
+from scoring import sandbox
+sys.executable = {sys.executable!r}
 sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nsignal.setitimer(2, 0)\\nwhile True: pass"
-sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.3)"""
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
+sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.3, mode={mode!r})"""
+    process = subprocess.Popen([PYTHON, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
                                env={**os.environ, "TMPDIR": str(folder)})
-    deadline = time.monotonic() + 20
-    while len(survivors(f"{folder}/ar2diff_")) < 2 and time.monotonic() < deadline:
+    wanted, deadline = 2 if mode == "limits" else 6, time.monotonic() + 20  # kept apart by three processes each
+    while len(survivors(folder)) < wanted and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)  # both past their start
     process.kill()
     process.wait()
-    left, deadline = survivors(f"{folder}/ar2diff_"), time.monotonic() + 8  # their own limits are 3 s
-    assert len(left) == 2
+    left, deadline = survivors(folder), time.monotonic() + 8  # their own limits are 3 s
+    assert len(left) >= 2
     while left and time.monotonic() < deadline:
         time.sleep(0.05)
-        left = survivors(f"{folder}/ar2diff_")
+        left = survivors(folder)
     assert not left
     for path in folder.glob("ar2diff_*"):
         path.joinpath("output").unlink()
@@ -351,3 +392,104 @@ def test_the_canaries_notice_that_everything_passes(monkeypatch):
     monkeypatch.setattr(sandbox, "run_program", lambda *args, **kwargs: sandbox.Result(True, "passed"))
     with pytest.raises(UserError, match="must fail"):
         sandbox.check_canaries(n_workers=2)
+
+
+# ---- kept apart: what one program does reaches no other, not the parent, no file outside ----
+
+VICTIM = "import time\nstart = time.monotonic()\nwhile time.monotonic() < start + 1.5: time.sleep(0.01)" + RIGHT
+ATTACKS = {  # those of case 27 among them; each loops, as it does not know when its victim lives
+    "pidfd_send_signal": "import os, signal\nfor p in range(2, 100000):\n"
+                         "    try: signal.pidfd_send_signal(os.pidfd_open(p), 9)\n    except OSError: pass",
+    "kill all": "import os, signal\nfor p in (-1, *range(2, 100000)):\n    try: p != os.getpid() and os.kill(p, 9)\n"
+                "    except OSError: pass",
+    "ptrace": "import ctypes\nlibc = ctypes.CDLL(None)\nfor p in range(1, 100000): libc.ptrace(16, p, 0, 0)",
+    "memfd": "import os\nx = []\nwhile True:\n    x.append(os.memfd_create('a'))\n    os.write(x[-1], b'x' * (9 << 20))",
+    "fill /tmp": "for i in range(200): open(f'/tmp/{i}', 'wb').write(b'x' * (9 << 20))",
+    "sqlite": "import sqlite3\nsqlite3.connect(PLACE + '/a.db').execute('create table t(x)')",
+    "dir_fd": "import os\nos.open('a', os.O_CREAT | os.O_WRONLY, dir_fd=os.open(PLACE, os.O_RDONLY))",
+    "mkfifo": "import os\nos.mkfifo(PLACE + '/fifo')",
+    "proc fd": "import os\nfor fd in os.listdir('/proc/self/fd'):\n"
+               "    try: open(f'/proc/self/fd/{fd}/../..' + PLACE + '/a', 'w')\n    except OSError: pass",
+    "remount": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\nfor flags in (32, 4128, 4096):\n"
+               "    libc.mount(None, b'/', None, flags, None)\nopen(PLACE + '/a', 'w')",
+    "umount": "import ctypes\nlibc = ctypes.CDLL(None)\nlibc.unshare(0x10020000)\nlibc.umount2(b'/tmp', 2)\n"
+              "open(PLACE + '/a', 'w')",
+    "setns": "import ctypes, os\nlibc = ctypes.CDLL(None)\nfor p in range(1, 1000):\n    for ns in ('mnt', 'pid', 'net'):\n"
+             "        try: libc.setns(os.open(f'/proc/{p}/ns/{ns}', 0), 0)\n        except OSError: pass\n"
+             "open(PLACE + '/a', 'w')",
+    "parent's memory": "import os\nfor p in range(1, 5):\n    try: open(f'/proc/{p}/mem', 'r+b').write(b'x')\n"
+                       "    except OSError: pass",
+    "abstract socket": "import socket\nsocket.socket(socket.AF_UNIX).connect(f'\\0{PLACE}')",
+    "port": "import socket\nsocket.create_connection(('127.0.0.1', PORT), 2)",
+    "setprofile": "import sys\nsys.setprofile(lambda *a: None)\nimport threading\nthreading.setprofile(print)",
+    "builtins": "import builtins\n__builtins__ = {}\nbuiltins.__import__ = None",
+    "setsid": "import os\nos.setsid() if os.getpid() != os.getsid(0) else None\nimport time\ntime.sleep(30)",
+}
+
+
+@apart
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_a_program_does_reaches_nothing_outside(name, folder):
+    import socket
+    place = folder / "place"
+    place.mkdir()
+    place.chmod(0o777)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
+        abstract.bind(f"\0{place}")
+        abstract.listen()
+        before = f"PLACE, PORT = {str(place)!r}, {server.getsockname()[1]}\n"
+        results = sandbox.run_many([(VICTIM, TESTS, ""), (before + ATTACKS[name] + WRONG, TESTS, "")], 2, timeout=0.5)
+        for listening in (server, abstract):
+            listening.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                listening.accept()
+    assert results[0].passed and not results[1].passed and list(place.iterdir()) == []
+
+
+def test_what_was_killed_from_outside_is_run_again_alone(monkeypatch):
+    """By the kernel where memory ran out, say: a right program must not be scored as wrong."""
+    calls, real = [], sandbox.run_program
+
+    def run_program(*job, **options):
+        calls.append(job)
+        return sandbox.Result(False, "killed by signal 9") if len(calls) == 1 else real(*job, **options)
+    monkeypatch.setattr(sandbox, "run_program", run_program)
+    assert sandbox.run_many([(RIGHT, TESTS, "")], 1)[0].passed and len(calls) == 2
+
+
+@each_mode
+def test_a_killed_program_says_so(mode):
+    reason = run("import os\nos.abort()" + RIGHT, mode=mode).reason
+    assert reason.endswith("killed by signal 6")
+
+
+@linux_only
+@each_mode
+def test_ctrl_c_does_not_wait_for_programs_that_sleep(mode, folder):
+    code = (f"import sys\nfrom engine.cli import run\nfrom scoring import sandbox\nsys.executable = {sys.executable!r}\n"
+            f"run(lambda: sandbox.run_many([('import time\\ntime.sleep(100)', '1', '')] * 3, 2, 30, mode={mode!r}))")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen([PYTHON, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
+                                   env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE)
+        while len(survivors(folder)) < 2:
+            time.sleep(0.01)
+        start = time.monotonic()
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        assert time.monotonic() - start < 5 and process.returncode == 128 + number
+
+
+def test_where_nothing_keeps_programs_apart_limits_and_guard_remain(monkeypatch):
+    monkeypatch.setattr(sandbox, "run_many", lambda *args, **more: [sandbox.Result(False, "")])
+    assert sandbox.mode_here.__wrapped__() == "limits"
+    monkeypatch.undo()
+    monkeypatch.setattr(sandbox, "mode_here", lambda: "limits")
+    assert sandbox.check_canaries(n_workers=2, timeout=2.0) == "limits only"
+
+
+@apart
+def test_what_keeps_programs_apart_and_then_fails_is_an_error_not_a_score(monkeypatch):
+    broken = sandbox._SOURCE + "\ndef _isolate(*arguments): raise OSError(28, 'No space left on device')\n"
+    monkeypatch.setattr(sandbox, "_SOURCE", broken)
+    with pytest.raises(UserError, match="could not be kept apart .*No space left"):
+        run(RIGHT, mode="namespaces")
