@@ -51,9 +51,9 @@ def train(config, process, tokenizer, origin=None, guide=None):
     share = (0, 1) if config.fsdp else (rank, world)  # shards are gathered at every pass: all ranks evaluate all
     with one_run(out_dir, enabled=rank == 0) as caught:  # signals: the step is finished and saved, then the run stops
         log = RunLog(out_dir / "metrics.jsonl", config, first_step, tokens_per_step, enabled=rank == 0)
-        missed = first_step not in log.validated and min(config.eval_sequences, data.n_valid())
-        alone = caught if world == 1 else ()
-        check(first_step < config.steps or missed, f"{out_dir} is at step {first_step} already; to go on, raise --steps")
+        n_valid, alone = min(config.eval_sequences, data.n_valid()), caught if world == 1 else ()
+        complete = lambda step: step == config.steps and (step in log.validated or not n_valid)
+        check(not complete(first_step), f"{out_dir} is at step {first_step} already; to go on, raise --steps")
         on = f"{config.data} ({data.objective})" if data.objective else config.data
         log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
                 f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
@@ -109,7 +109,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
                 if rank == 0:
                     save_checkpoint(out_dir / "ckpt.pt", facts | dict(step=done, model=weights, optimizer=moments))
         log.bar.close()
-        stopped = agreed(caught, world, device)
+        stopped = 0 if complete(step) else agreed(caught, world, device)
     if world > 1:
         del loss_of  # a copy that outlived the group would wait for its threads, holding the lock that they wait for
         dist.destroy_process_group()

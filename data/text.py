@@ -114,7 +114,7 @@ def parse_sources(text):
     sources = []
     for item in text.split(","):
         # The last colon starts a weight only where a number follows: C:\books and stdlib:code have colons of their own.
-        match = re.fullmatch(r"(.*?)(?::([-+]?\d*\.?\d+(?:e[-+]?\d+)?))?", item.strip(), re.IGNORECASE)
+        match = re.fullmatch(r"(.*?)(?::([-+]?\d*\.?\d+(?:e[-+]?\d+)?))?", item.strip(), re.IGNORECASE | re.DOTALL)
         place, weight = match[1], float(match[2] or 1)
         check(place, f"sources={text!r} holds an empty source; write FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight")
         check(0 < weight < math.inf, f"source {place!r}: weight {match[2]} must be above 0")

@@ -111,11 +111,13 @@ def load_optimizer(optimizer, state):
     """Load the state dict of a checkpoint, whose tensors are whole; a rank of a sharded model takes its share of them."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     try:  # PyTorch would take moments of any shape, and crash at the first step
-        fit = all(state["state"][i][key].shape == p.shape and state["state"][i][key].isfinite().all()
-                  for i, p in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq"))
+        found = [(state["state"][i][key], p.shape if key != "step" else ()) for i, p in enumerate(parameters)
+                 for key in ("step", "exp_avg", "exp_avg_sq")]
+        fit = all(x.is_floating_point() and x.isfinite().all() and x.shape == shape for x, shape in found)
     except (KeyError, TypeError, AttributeError):
         fit = False
     check(fit, "the optimizer's moments in ckpt.pt do not fit its weights; start from it with --init_from instead")
+    state = {"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]}  # as the flags say, as before
     if hasattr(parameters[0], "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
         share = lambda x, p: distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None)

@@ -130,6 +130,7 @@ class RunLog:
         levels = "".join(f" {x:.2f}" for x in summary.get("by_level", []))
         self.say(f"valid {step:5d}/{self.steps} | {losses_text(summary)}" + (f" | by noise level{levels}" if levels else ""))
         self.write(step=step, split="valid", **summary)
+        self.validated.add(step)
 
     def write(self, **values):
         if not self.enabled:

@@ -34,8 +34,11 @@ def load_checkpoint(path, device="cpu", tokenizer=None):
     """
     file = find_checkpoint(path)
     if file.suffix in (".safetensors", ".bin", ".json", ".gguf"):
-        return checked(file, {"format": FORMAT} | import_published(file, tokenizer))
-    return read_checkpoint(file, device)
+        checkpoint = checked(file, {"format": FORMAT} | import_published(file, tokenizer))
+    else:
+        checkpoint = read_checkpoint(file, device)
+    process_of(checkpoint)  # an option that is not possible is found out now
+    return checkpoint
 
 
 def build_model(checkpoint, device="cpu", dropout=0.0):
@@ -70,6 +73,7 @@ def process_of(checkpoint):
         process, kinds = cls(**options), typing.get_type_hints(cls)
     except TypeError as error:
         raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
+    check(vars(process).keys() == options.keys(), f"this is a checkpoint of the process {name!r} without all of its options")
     for option, value in vars(process).items():
         allowed = typing.get_args(kinds[option]) or (kinds[option],)
         counts = not isinstance(value, (int, float)) or 0 <= value <= max(shape["vocab_size"], shape["vector_width"])
