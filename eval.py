@@ -20,7 +20,7 @@ import torch
 
 from beyond.infill import middle
 from beyond.likelihood import bits, bound_of, task_batches
-from data.dataset import open_data, pad_rows, read_meta
+from data.dataset import data_hash, open_data, pad_rows, read_meta
 from data.tasks import read_jsonl
 from engine.checkpoint import commit, lineage
 from engine.cli import check, one_of, parse, run
@@ -168,6 +168,8 @@ def evaluate(config):
     data = config.data or checkpoint["config"]["data"]
     check(data, f"{config.checkpoint} was trained elsewhere; name the data to score it on by --data")
     path, meta = read_meta(data)
+    if config.data is None and data_hash(path, meta) != checkpoint["data"]:
+        print(f"warning: {path} does not hold what {config.checkpoint} was trained on any more", file=sys.stderr)
     if config.metric is not None:
         one_of("metric", config.metric, (*judge.METRICS, "bits"))
     if config.metric == "bits":

@@ -219,6 +219,19 @@ def test_a_run_is_not_resumed_on_other_data_and_is_on_the_same_elsewhere(task, t
     assert load_checkpoint(tmp_path / "x")["step"] == 6
 
 
+def test_a_model_scored_on_what_became_of_its_data_is_said_to_be(task, tmp_path, capsys):
+    data = shutil.copytree(task, tmp_path / "data")
+    script(train_ar, data, tmp_path / "x", "--steps=1")()
+    for changed in (False, True):
+        capsys.readouterr()
+        evaluation.main([str(tmp_path / "x"), "--n_examples=2"])
+        assert (f"{data} does not hold what" in capsys.readouterr().err) == changed
+        rows = (data / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (data / "train.jsonl").write_text("".join(rows[1:]), encoding="utf-8")
+    evaluation.main([str(tmp_path / "x"), f"--data={data}", "--n_examples=2"])
+    assert "does not hold" not in capsys.readouterr().err, "named by the user"
+
+
 def test_the_folder_that_holds_data_is_meant_not_one_that_is_called_so(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(dataset, "PREPARED", tmp_path / "prepared")
