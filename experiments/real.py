@@ -24,8 +24,8 @@ METHODS = {  # row -> flags of its fine-tuning
     "absorbing": {"inputs_attention": "causal", "shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"}}
 KNOBS = {  # of "absorbing, shift", one at a time -> flags
-    "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "annealed": {"anneal_steps": 30},
-    "AR loss": {"ar_weight": 0.5}, "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
+    "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "AR loss": {"ar_weight": 0.5},
+    "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
 DECODING = {"AR": {}, "AR, 8 guesses": {"n_samples": 8, "temperature": 0.7}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 MAIN = ("AR", "uniform, shift, two draws", "absorbing, shift")

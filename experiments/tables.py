@@ -214,7 +214,7 @@ def rates(lab):
 
 
 KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_attention": "causal"},
-         "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}, "anneal": {"anneal_steps": 100}}
+         "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}}
 
 
 def knobs(lab):
