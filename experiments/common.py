@@ -29,12 +29,6 @@ def flops(shape, n_tokens, logits=True):
     return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 
 
-def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, architecture="decoder-only"):
-    """Return the FLOPs of a training step for one sequence: forward pass x 3; shape: (n_layer, width, n_head)."""
-    shape = dict(zip(("n_layer", "width", "n_head"), shape), vocab_size=vocab_size, architecture=architecture)
-    return 3 * (flops(shape, input_len, logits=False) + passes * flops(shape, target_len))
-
-
 def apart(function, *args):
     """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork

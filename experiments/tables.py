@@ -13,8 +13,7 @@ from data.dataset import find_folder, read_meta
 from engine.cli import UserError, check
 from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import training_step_flops, unpaired
-from start import shape_of
+from experiments.common import unpaired
 
 
 class Scale(NamedTuple):
@@ -105,8 +104,7 @@ class Lab:
 
     def equal_flops(self, size):
         """Return the share of steps for which diffusion on text costs what AR does."""
-        cost = {passes: training_step_flops(shape_of(size), *self.scale.canvas, passes) for passes in (1, 2)}
-        return cost[1] / cost[2]
+        return self.pretrain("train_ar.py", 0, size=size).work / self.pretrain("train_diff.py", 0, size=size).work
 
     def tune(self, task, seed, origin=None, script="train_diff.py", steps=None, lr=None, **flags):
         return self.stage(script, task, self.canvas(task), steps or self.scale.tasks[task][1], lr or self.scale.lrs[2], seed,
