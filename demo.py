@@ -39,13 +39,13 @@ SCRATCH, DIFFUSION, AR2DIFF_0, AR = "Diffusion, no text", "Diffusion, text", "AR
 
 def plan(config, lab):
     """Return ({name of a folder: run on text}, {row: cell}) of all that the demo compares."""
-    seed, size, steps = config.seed, config.size, config.finetune_steps
-    ar = lab.pretrain("train_ar.py", seed, size=size)  # stage 1, and for the same FLOPs:
-    diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(size), size=size)
+    seed, steps = config.seed, config.finetune_steps
+    ar = lab.pretrain("train_ar.py", seed)  # stage 1, and for the same FLOPs:
+    diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(config.size))
     adapted = lab.adapt(ar, seed, 0.1, warmup=50)  # stage 2
     N = adapted.flag("steps")
     tune = partial(lab.tune, config.task, seed, eval_every=max(1, steps // 8))  # stage 3
-    tuned = {SCRATCH: tune(size=size), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
+    tuned = {SCRATCH: tune(), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
              AR: tune(ar, "train_ar.py")}
     return ({"ar": ar, "diffusion": diffusion, f"ar2diff_{N}": adapted},
             {row: lab.cell(row, config.task, stage) for row, stage in tuned.items()})

@@ -79,7 +79,7 @@ def main(argv=None):
     store, lab = Store(folder), tables.Lab(tables.SCALES[config.scale], folder)
     if not (config.dry_run or config.draw):
         lab.prepare(names)
-    plans = {name: list(tables.TABLES[name][0](lab)) for name in names if name != "figure3"}
+    plans = {name: tables.all_cells(name, lab) for name in names if name != "figure3"}
     cells = [cell for plan in plans.values() for cell in plan]
     if config.dry_run:
         total = [show_plan(store, name, plan) for name, plan in plans.items()]

@@ -189,11 +189,11 @@ import sys; sys.path[:0] = [{str(ROOT)!r}]
 import reproduce
 from experiments import tables
 tables.SCALES["demo"] = tables.Scale(1, ("1x8x2",), 40, 2, 2, {{"translate": (8, 40)}}, (8, 8))
-def few(lab):
+def few(lab, seed):
     "Two rows."
-    ar = lab.pretrain("train_ar.py", 0, size="1x8x2")
-    yield lab.cell("AR", "translate", lab.tune("translate", 0, ar, "train_ar.py"))
-    yield lab.cell("AR2Diff_0", "translate", lab.tune("translate", 0, ar))
+    ar = lab.pretrain("train_ar.py", seed)
+    yield lab.cell("AR", "translate", lab.tune("translate", seed, ar, "train_ar.py"))
+    yield lab.cell("AR2Diff_0", "translate", lab.tune("translate", seed, ar))
 tables.TABLES["table2"] = few, "AR"
 real = tables.prepare.main
 tables.prepare.main = lambda words: real([w for w in words if not w.startswith("--sources")]
@@ -248,7 +248,7 @@ def test_seeds_that_both_rows_have_are_compared_one_by_one():
 def test_damaged_results_are_one_line(text, tiny, monkeypatch, tmp_path):
     lab = tables.Lab(TINY, tmp_path / "r/demo")
     lab.prepare()
-    cell = next(tables.bits(lab))
+    cell = next(tables.bits(lab, 0))
     for path in (f"cells/{cell.key}.json", f"stages/{cell.stage.key}/done.json"):
         file = tmp_path / "r/demo" / path
         file.parent.mkdir(parents=True, exist_ok=True)
