@@ -56,9 +56,7 @@ def entry(name, results, first):
     return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means),
                 difference=fmean(means) - fmean(base),
                 difference_error=math.hypot(paired, *(s for s in seeds if not math.isnan(s))), n_seeds=len(results),
-                seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results),
-                checkpoints=[r["checkpoint"] for r in results], training_seeds=[r["training_seed"] for r in results],
-                commit=results[0]["commit"])
+                seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results))
 
 
 def markdown(entries, metric):
@@ -96,9 +94,8 @@ def main(argv=None):
     metric = next(iter(everything[0]["scores"]))
     write_json(f"{config.out}.json", {"entries": entries, "results": everything}, "out")
     write_new(f"{config.out}.md", "\n".join(markdown(entries, metric)) + "\n", "out")
-    points = {e["name"]: [(e["seconds"], e["score"])] for e in entries}
-    errors = {e["name"]: [e["over_examples"]] for e in entries}
-    picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", errors, xscale="log")
+    points = {e["name"]: [(e["seconds"], e["score"], e["over_examples"])] for e in entries}
+    picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", xscale="log")
     print("\n" + "\n".join(markdown(entries, metric)))
     return entries
 

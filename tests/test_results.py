@@ -178,6 +178,8 @@ def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, cap
         reproduce.main([f"--scale={scale}", "--what=all,table1", "--dry_run", *tiny])
         shown = capsys.readouterr().out
         assert "table2       0 of " in shown and "TFLOP" in shown and "minutes" in shown
+        needed = {line.split()[0]: float(line.split(" TFLOP")[0].split()[-1]) for line in shown.splitlines() if "TFLOP" in line}
+        assert needed["table2"] < needed.pop("together") < sum(needed.values()) or scale == "demo", "shared stages once"
     assert not (tmp_path / "r").exists()
 
 
@@ -414,7 +416,7 @@ def test_the_terminal_plot_puts_every_point_where_it_belongs():
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["nowhere"], "cannot read nowhere.metrics.jsonl"), (["{run}", "--key=los"], "did you mean 'loss'"),
+    (["nowhere"], "cannot read nowhere.metrics.jsonl; name the out_dir"), (["{run}", "--key=los"], "did you mean 'loss'"),
     (["{run},{run}"], "each once"), (["{run}", "--split=test"], "split='test' is not one of"),
     (["{run}", "--key=lr"], "holds no lr of split valid"), (["{run}", "--out=nowhere/x.png"], "cannot write --out="),
     (["{run}", "--out=x"], "must end in .png")])
@@ -427,8 +429,11 @@ def test_plot_refuses_what_it_cannot_draw(flags, message, ar_run):
                                   '{"step": 1, "loss": "x"}'])
 def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(UserError, match="metrics.jsonl (is not what|holds no)"):
+    with pytest.raises(UserError, match="metrics.jsonl holds no loss of split train"):
         plot.curve(tmp_path, split="train")
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 5, "loss": 2.5}\n{"step": 6, "lo')
+    assert plot.curve(tmp_path, split="train") == [(5, 2.5)], "what is sound is drawn"
 
 
 def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
@@ -448,7 +453,7 @@ def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "picture", lambda lines, path, *labels, **more: drawn.update({path.name: lines}))
     reproduce.draw(tmp_path, "real", [dict(row=row, column=column, mean=mean, se=1.0, metric="f1") for row, column, mean in (
         ("AR", "squad 8", 10), ("AR", "squad 16", 20), ("uniform", "squad 16", 5), ("AR", "en_fr 8", 1), ("AR", "bits", 2))])
-    assert drawn == {"real_squad.png": {"AR": [(8, 10), (16, 20)]}, "real_en_fr.png": {"AR": [(8, 1)]}}
+    assert drawn == {"real_squad.png": {"AR": [(8, 10, 1.0), (16, 20, 1.0)]}, "real_en_fr.png": {"AR": [(8, 1, 1.0)]}}
 
 
 # ---- figure 3 ----
