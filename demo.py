@@ -6,7 +6,6 @@
 It runs the project's scripts, side by side where they do not depend on each other, and prints each command, so that every line
 can be run, and changed, by hand. Interrupted, it goes on where it was; what is done is not done again.
 """
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import sample
 from data import synthetic
+from data.tasks import read_jsonl
 from engine.cli import check, one_of, parse, run
 from engine.files import write_json
 from experiments import tables
@@ -107,7 +107,7 @@ def main(argv=None):
     curves = {row: curve(store.place(cell.stage)) for row, cell in cells.items() if row != AR}
     picture(curves, out / "curves.png", "fine-tuning step", "validation loss, first pass",
             title=f"{config.task}, {config.n_pairs} pairs")
-    prompt = json.loads(Path(lab.data(config.task), "test.jsonl").open(encoding="utf-8").readline())["input"]
+    prompt = read_jsonl(Path(lab.data(config.task), "test.jsonl"))[0]["input"]
     print("\n== One denoising by AR2Diff_0, step by step: 0 is the noise (∎ is EOS, · is PAD)\n")
     sample.main([str(store.place(cells[AR2DIFF_0].stage)), f"--prompt={prompt}", "--show_steps"])
     print(f"\n== Validation loss while fine-tuning ({out}/curves.png): first pass, nats per token\n")

@@ -126,9 +126,8 @@ def checked(config):
     """Return the device. Raises UserError for a wrong flag."""
     device = pick_device(config.device)
     device = torch.device("cpu") if device.type == "mps" else device  # samplers compute in float64, MPS has none
-    check(config.vocab_size >= 4, f"--vocab_size={config.vocab_size} must be at least 4")  # three of them mean something
-    for name in ("input_len", "rounds"):
-        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
+    for name, least in (("vocab_size", 4), ("input_len", 1), ("rounds", 1)):  # three ids mean something
+        check(getattr(config, name) >= least, f"--{name}={getattr(config, name)} must be at least {least}")
     for name in ("lengths", "n_steps"):
         numbers(config, name)
     one_of("dtype", config.dtype, DTYPES)

@@ -114,8 +114,7 @@ def code_version():
 
 def known(path, *keys):
     """Return the dict in a JSON file, None where there is no file. Raises UserError where it is damaged."""
-    needed = {key: FACTS[key] for key in keys}
-    return read_json(path, needed, "; delete it, and it is made again") if path.exists() else None
+    return read_json(path, {key: FACTS[key] for key in keys}, "; delete it, and it is made again") if path.exists() else None
 
 
 class Store:
@@ -218,8 +217,6 @@ class Store:
     def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
         stages, open_cells = self.missing(cells)
-        for folder in (self.cells, self.stages):
-            folder.mkdir(parents=True, exist_ok=True)
         sizes = [2 * flops(stage.shape, 1) for stage in stages]  # bytes of weights; a run takes six times as much until its end
         free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
@@ -236,7 +233,11 @@ class Store:
 
 @contextmanager
 def alone(path):
-    """Wait until no other process works on what `path` stands for."""
+    """Wait until no other process works on what `path` stands for. Raises UserError where its folder cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {path.parent} ({error.strerror}); choose another folder") from error
     with open(path, "w", encoding="utf-8") as lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,22 +1,10 @@
-"""What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
+"""What reading tokens costs, in FLOPs, and processes that start at once."""
 import multiprocessing
 import sys
 import traceback
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from pathlib import Path
 
-from data import synthetic
 from engine.cli import UserError
-
-
-def unpaired(task, n_pairs, folder, n=8000):
-    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
-    paths = []
-    for i, part in enumerate(("input", "target")):
-        paths.append(Path(folder, f"{task}_{part}s.txt"))
-        lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
-        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return paths
 
 
 def flops(shape, n_tokens, logits=True):

@@ -10,10 +10,9 @@ from typing import NamedTuple
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from engine.cli import UserError, check
+from engine.cli import check
 from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import unpaired
 
 
 class Scale(NamedTuple):
@@ -43,6 +42,16 @@ CODE = ("code", "mbpp", real.CODE)
 PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
 
 
+def unpaired(task, n_pairs, folder, n=8000):
+    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
+    paths = []
+    for i, part in enumerate(("input", "target")):
+        paths.append(Path(folder, f"{task}_{part}s.txt"))
+        lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
+        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
 class Lab:
     """Builds the cells of a scale; its data lies in `folder`."""
 
@@ -59,10 +68,6 @@ class Lab:
         prepared = {task: f"{task} --from_dir=FOLDER" for task, (n, _) in self.scale.tasks.items() if not n}
         for task, words in (prepared | (real.SOURCES if "real" in names else {})).items():
             check(find_folder(task), f"no data/prepared/{task}; python data/prepare.py {words} makes it")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
             self.write_data()
             if "real" in names:
@@ -74,9 +79,8 @@ class Lab:
                 prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
         if (self.folder / "text").exists():
             return
-        sources = ["stdlib:docs:2", "stdlib:code:2"]
-        for task, (n, _) in self.scale.tasks.items():
-            sources += [f"{path}:{2 / len(self.scale.tasks)}" for path in (unpaired(task, n, self.folder) if n else ())]
+        paths = [path for task, (n, _) in self.scale.tasks.items() if n for path in unpaired(task, n, self.folder)]
+        sources = ["stdlib:docs:2", "stdlib:code:2", *(f"{path}:{2 / len(self.scale.tasks)}" for path in paths)]
         prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
@@ -97,10 +101,10 @@ class Lab:
             often["size"] = size or self.size
         return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
 
-    def pretrain(self, script, seed, share=1.0, origin=None, lr=None, canvas=None, **flags):
+    def pretrain(self, script, seed, share=1.0, origin=None, lr=None, **flags):
         """Return a run on text for a share of the AR steps."""
         steps = max(2, round(share * self.scale.pretrain))
-        return self.stage(script, "text", canvas or self.scale.canvas, steps, lr or self.scale.lrs[0], seed, origin, **flags)
+        return self.stage(script, "text", self.scale.canvas, steps, lr or self.scale.lrs[0], seed, origin, **flags)
 
     def equal_flops(self, size):
         """Return the share of steps for which diffusion on text costs what AR does."""
@@ -146,23 +150,20 @@ def table1(lab, seed):
     """Architecture x pretraining objective, all of it diffusion."""
     for architecture in ("decoder-only", "encoder-decoder"):
         for objective in ("prefix", "span"):
-            flags = {"objective": objective, "architecture": architecture}
-            origin = lab.pretrain("train_diff.py", seed, lab.equal_flops(lab.size), **flags)
+            share = lab.equal_flops(lab.size)
+            origin = lab.pretrain("train_diff.py", seed, share, objective=objective, architecture=architecture)
             for task in lab.tasks:
                 yield lab.cell(f"{architecture}, {objective}", task, lab.tune(task, seed, origin))
 
 
-def best_of_table2(lab, task, seed):
-    return lab.tune(task, seed, lab.adapt(lab.pretrain("train_ar.py", seed), seed, 0.1))
-
-
 def table3(lab, seed):
     """Decoding steps x samples of AR2Diff_10 %."""
+    adapted = lab.adapt(lab.pretrain("train_ar.py", seed), seed, 0.1)
     for task in lab.tasks:
+        tuned = lab.tune(task, seed, adapted)
         for n_steps in (5, 10, 20):
             for n_samples in (1, 4, 8):
-                best = best_of_table2(lab, task, seed)
-                yield lab.cell(f"{n_steps} steps x {n_samples}", task, best, n_steps=n_steps, n_samples=n_samples)
+                yield lab.cell(f"{n_steps} steps x {n_samples}", task, tuned, n_steps=n_steps, n_samples=n_samples)
 
 
 def infill(lab, seed):
@@ -173,7 +174,7 @@ def infill(lab, seed):
         for row, stage, flags in (("AR", tuned, {}), ("AR, 8 guesses", tuned, {"n_samples": 8, "temperature": 0.7}),
                                   ("Diffusion, no text", lab.tune(task, seed), {}),
                                   ("AR2Diff_0", lab.tune(task, seed, ar), {}),
-                                  ("AR2Diff_10 %", best_of_table2(lab, task, seed), {})):
+                                  ("AR2Diff_10 %", lab.tune(task, seed, lab.adapt(ar, seed, 0.1)), {})):
             yield lab.cell(row, task, stage, middle="true", **flags)
 
 
@@ -227,19 +228,16 @@ def plan(lab, seed):
     ar = lab.tune("plan", seed, script="train_ar.py", steps=2 * steps, batch_size=16)
     yield lab.cell("AR", "plan", ar)
     for process in ("uniform", "absorbing"):
-        for shift in ("false", "true"):
-            name, flags = ", shift" * (shift == "true"), {"process": process, "shift": shift, "batch_size": 16}
-            if shift == "false":  # fresh weights stand in no slot yet
-                scratch = lab.tune("plan", seed, **flags)
-                yield lab.cell("from scratch", "plan", scratch, f"plan, {process}")
-            yield lab.cell("from AR" + name, "plan", lab.tune("plan", seed, ar, **flags), f"plan, {process}")
+        column, flags = f"plan, {process}", {"process": process, "batch_size": 16}
+        yield lab.cell("from scratch", "plan", lab.tune("plan", seed, **flags), column)  # no shift: they stand in no slot yet
+        yield lab.cell("from AR", "plan", lab.tune("plan", seed, ar, **flags), column)
+        yield lab.cell("from AR, shift", "plan", lab.tune("plan", seed, ar, shift="true", **flags), column)
 
 
 def bits(lab, seed):
     """Bits per byte of text: exact for AR, upper bounds for the others, equal steps."""
-    for name, process in (("AR", None), ("absorbing", "absorbing"), ("uniform", "uniform"), ("gaussian", "gaussian")):
-        flags = {"process": process} if process else {}
-        stage = lab.pretrain(f"train_{'diff' if process else 'ar'}.py", seed, **flags)
+    for name in ("AR", "absorbing", "uniform", "gaussian"):
+        stage = lab.pretrain("train_ar.py", seed) if name == "AR" else lab.pretrain("train_diff.py", seed, process=name)
         yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ ROOT = Path(reproduce.__file__).parent
 def tiny(monkeypatch, tmp_path):
     """Let scale demo be tiny, with a text that is made at once."""
     monkeypatch.setitem(tables.SCALES, "demo", TINY)
-    monkeypatch.setattr(tables, "unpaired", lambda task, n_pairs, folder: common.unpaired(task, n_pairs, folder, n=20))
+    monkeypatch.setattr(tables, "unpaired", partial(tables.unpaired, n=20))
     (tmp_path / "some.txt").write_text("a few words of text. " * 200, encoding="utf-8")
     whole = tables.prepare.main
     monkeypatch.setattr(tables.prepare, "main", lambda words: whole(
