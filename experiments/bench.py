@@ -32,7 +32,6 @@ from experiments.plot import picture
 from model import Transformer
 from start import shape_of
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 INPUTS, LENGTHS = 128, (16, 32, 64, 128, 256)  # of figure3
 
 
@@ -100,7 +99,7 @@ def decoders(config, model, T):
 
 def bench_decoding(config, device):
     """Yield rows: AR with its cache, and diffusion, at every length."""
-    model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, DTYPES[config.dtype]).eval()
+    model = Transformer(config.vocab_size, *shape_of(config.size)).to(device, getattr(torch, config.dtype)).eval()
     for T in numbers(config, "lengths"):
         ways = decoders(config, model, T)
         times = take_turns({name: function for name, (function, _) in ways.items()}, config.rounds, device)
@@ -108,18 +107,6 @@ def bench_decoding(config, device):
             middle, low, high = ratio(times["AR"], times[name])
             yield {"what": name, "length": T, "seconds": median(times[name]), "AR takes x": middle, "low": low, "high": high,
                    "GFLOP": work / 1e9}
-
-
-def show(rows):
-    """Print rows, dicts of the same keys, as a table while they are measured; return them."""
-    found, word = [], lambda x: f"{f'{x:.4g}' if isinstance(x, float) else str(x):>12s}"
-    for row in rows:
-        what, *values = row.values()
-        if not found:
-            print(f"{'what':24s}" + "".join(map(word, [*row][1:])))
-        found.append(row)
-        print(f"{what:24s}" + "".join(map(word, values)), flush=True)
-    return found
 
 
 def checked(config):
@@ -130,7 +117,7 @@ def checked(config):
         check(getattr(config, name) >= least, f"--{name}={getattr(config, name)} must be at least {least}")
     for name in ("lengths", "n_steps"):
         numbers(config, name)
-    one_of("dtype", config.dtype, DTYPES)
+    one_of("dtype", config.dtype, ("float32", "bfloat16"))
     shape_of(config.size)
     check_new(config.out, "out")  # a file that cannot be written is found out now, not after minutes
     return device
@@ -139,10 +126,15 @@ def checked(config):
 @out_of_memory("--lengths", "--size")
 def main(argv=None):
     config = parse(Config, argv)
-    device = checked(config)
+    device, rows = checked(config), []
     print(f"{name_of(device)}, torch {torch.__version__}; {config.size}, {config.dtype}, {config.rounds} rounds\n\n"
           f"Decoding behind {config.input_len} inputs")
-    rows = show(bench_decoding(config, device))
+    for row in bench_decoding(config, device):
+        what, *values = row.values()
+        if not rows:
+            print(f"{'':24s}" + "".join(f"{name:>12s}" for name in [*row][1:]))
+        print(f"{what:24s}" + "".join(f"{value:12.5g}" for value in values), flush=True)
+        rows.append(row)
     if config.out:
         facts = {"config": asdict(config), "torch": torch.__version__, "device": name_of(device), "decoding": rows}
         write_json(config.out, facts, "out")

@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,9 +145,9 @@ class Store:
     def refuse_other_code(self, cells, refresh):
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
         stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
-        old = {self.cells / f"{cell.key}.json": r["code"] for cell in cells if (r := self.result(cell))}
-        old |= {self.place(stage): r["code"] for stage in stages if (r := self.done(stage))}
-        old = {path: code for path, code in old.items() if code != self.code}
+        there = {self.cells / f"{cell.key}.json": self.result(cell) for cell in cells}
+        there |= {self.place(stage): self.done(stage) for stage in stages}
+        old = {path: facts["code"] for path, facts in there.items() if facts and facts["code"] != self.code}
         check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
                                   f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
                                   f"or measure them again with --refresh")
@@ -221,12 +220,10 @@ class Store:
         free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
-        seeds = [[cell for cell in open_cells if cell.seed == seed] for seed in dict.fromkeys(cell.seed for cell in open_cells)]
-        turns = [cell for cells in zip_longest(*seeds) for cell in cells if cell]  # neighbours wait for no common stage
         n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
             try:
-                list(pool.map(lambda cell: self.finish(cell, bar, show), turns))
+                list(pool.map(lambda cell: self.finish(cell, bar, show), open_cells))
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -1,7 +1,6 @@
 """What reading tokens costs, in FLOPs, and processes that start at once."""
 import multiprocessing
 import sys
-import traceback
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 
 from engine.cli import UserError
@@ -18,7 +17,7 @@ def flops(shape, n_tokens, logits=True):
 
 
 def apart(function, *args):
-    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
+    """Return what a function returns in a process of its own, which goes on if this one is killed; UserError if it dies."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "torch._dynamo", "sacrebleu"])  # imported once, not for every cell
     try:
@@ -26,8 +25,3 @@ def apart(function, *args):
             return pool.submit(function, *args).result()
     except BrokenExecutor as error:
         raise UserError("a process ended without a word; was it killed, for want of memory?") from error
-    except UserError:
-        raise
-    except Exception as error:  # whatever it was, it is told where it can be seen
-        traceback.print_exception(error)
-        raise UserError(f"{type(error).__name__}: {error}") from error

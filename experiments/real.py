@@ -32,7 +32,7 @@ MAIN = ("AR", "uniform, shift, two draws", "absorbing, shift")
 
 
 def cells(lab, seed):
-    """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
+    """SmolLM2-135M turned by few steps on real tasks, beside fresh weights; one seed but on short questions and code."""
     def cell(task, row, steps=None, name=None, middle=False, lr=3e-4, origin=None, **more):
         _, canvas, usual, n_draws = TASKS[task]
         trainer, flags = ("train_ar.py", {}) if row == "AR" else ("train_diff.py", {"n_draws": n_draws})
@@ -48,14 +48,14 @@ def cells(lab, seed):
         for N in (10, 40) if METHODS[row] else ():
             text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
             yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
+    for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
+        yield cell(CODE, row, name=name, middle=True)
     if seed == 0:
         yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
         yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
         yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
         yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
         yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
-    for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
-        yield cell(CODE, row, name=name, middle=True)
 
 
 def write_data(lab):

@@ -4,6 +4,7 @@ The situation is the one that transfer learning is for: plenty of text, few step
 Python source, and unpaired sentences: inputs of some training examples and targets of others.
 """
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
 from engine.cli import check
+from engine.files import content_hash
 from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
 
@@ -58,7 +60,7 @@ class Lab:
     def __init__(self, scale, folder):
         self.scale = scale
         there = Path(prepare.__file__).parent
-        made_by = [path.read_text(encoding="utf-8") for path in sorted([*there.glob("*.py"), there / "words.json"])]
+        made_by = content_hash([*there.glob("*.py"), there / "words.json"])
         self.folder = Path(folder, "data", digest([made_by, self.scale.tasks, sys.version_info[:2]]))  # other code, other data
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
@@ -69,19 +71,15 @@ class Lab:
         for task, words in (prepared | (real.SOURCES if "real" in names else {})).items():
             check(find_folder(task), f"no data/prepared/{task}; python data/prepare.py {words} makes it")
         with alone(self.folder.with_suffix(".lock")):
-            self.write_data()
+            for task, (n, _) in self.scale.tasks.items():
+                if n and not (self.folder / task).exists():
+                    prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
+            if not (self.folder / "text").exists():
+                paths = [path for task, (n, _) in self.scale.tasks.items() if n for path in unpaired(task, n, self.folder)]
+                sources = ["stdlib:docs:2", "stdlib:code:2", *(f"{path}:{2 / len(self.scale.tasks)}" for path in paths)]
+                prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
             if "real" in names:
                 real.write_data(self)
-
-    def write_data(self):
-        for task, (n, _) in self.scale.tasks.items():
-            if n and not (self.folder / task).exists():
-                prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
-        if (self.folder / "text").exists():
-            return
-        paths = [path for task, (n, _) in self.scale.tasks.items() if n for path in unpaired(task, n, self.folder)]
-        sources = ["stdlib:docs:2", "stdlib:code:2", *(f"{path}:{2 / len(self.scale.tasks)}" for path in paths)]
-        prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
         made = name in ("text", real.TEXT, *real.TASKS) or self.scale.tasks[name][0]
@@ -262,5 +260,6 @@ TABLES = {  # name -> (cells of a seed, the row that others are compared with)
 
 
 def all_cells(name, lab):
-    """Return the cells of a table, those of the first seed first."""
-    return [cell for seed in range(lab.scale.seeds) for cell in TABLES[name][0](lab, seed)]
+    """Return the cells of a table, seeds in turn: neighbours, which run side by side, wait for no common stage."""
+    seeds = [TABLES[name][0](lab, seed) for seed in range(lab.scale.seeds)]
+    return [cell for cells in zip_longest(*seeds) for cell in cells if cell]

@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", bench.DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_one_run_times_every_way_of_decoding_at_every_length(dtype, tmp_path, capsys):
     bench.main([*TINY, f"--dtype={dtype}", f"--out={tmp_path}/x.json"])
     facts = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))

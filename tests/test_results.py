@@ -320,9 +320,9 @@ def refuse():
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
     assert common.apart(str.upper, "a") == "A"
-    for function, args, message in ((refuse, (), "^one line$"), (int, ("x",), "ValueError: invalid literal"),
-                                    (leave, (3,), "ended without a word")):
-        with pytest.raises(UserError, match=message):
+    for function, args, kind, message in ((refuse, (), UserError, "^one line$"), (int, ("x",), ValueError, "invalid literal"),
+                                          (leave, (3,), UserError, "ended without a word")):
+        with pytest.raises(kind, match=message):
             common.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --data=nowhere: no data folder 'nowhere'"):
         cells.call("train_ar.py", "--data=nowhere")
