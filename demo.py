@@ -6,7 +6,6 @@
 It runs the project's scripts, side by side where they do not depend on each other, and prints each command, so that every line
 can be run, and changed, by hand. Interrupted, it goes on where it was; what is done is not done again.
 """
-import json
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import sample
 from data import synthetic
+from data.tasks import read_jsonl
 from engine.cli import check, one_of, parse, run
 from engine.files import write_json
 from experiments import tables
@@ -39,13 +39,13 @@ SCRATCH, DIFFUSION, AR2DIFF_0, AR = "Diffusion, no text", "Diffusion, text", "AR
 
 def plan(config, lab):
     """Return ({name of a folder: run on text}, {row: cell}) of all that the demo compares."""
-    seed, size, steps = config.seed, config.size, config.finetune_steps
-    ar = lab.pretrain("train_ar.py", seed, size=size)  # stage 1, and for the same FLOPs:
-    diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(size), size=size)
+    seed, steps = config.seed, config.finetune_steps
+    ar = lab.pretrain("train_ar.py", seed)  # stage 1, and for the same FLOPs:
+    diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(config.size))
     adapted = lab.adapt(ar, seed, 0.1, warmup=50)  # stage 2
     N = adapted.flag("steps")
     tune = partial(lab.tune, config.task, seed, eval_every=max(1, steps // 8))  # stage 3
-    tuned = {SCRATCH: tune(size=size), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
+    tuned = {SCRATCH: tune(), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
              AR: tune(ar, "train_ar.py")}
     return ({"ar": ar, "diffusion": diffusion, f"ar2diff_{N}": adapted},
             {row: lab.cell(row, config.task, stage) for row, stage in tuned.items()})
@@ -107,7 +107,7 @@ def main(argv=None):
     curves = {row: curve(store.place(cell.stage)) for row, cell in cells.items() if row != AR}
     picture(curves, out / "curves.png", "fine-tuning step", "validation loss, first pass",
             title=f"{config.task}, {config.n_pairs} pairs")
-    prompt = json.loads(Path(lab.data(config.task), "test.jsonl").open(encoding="utf-8").readline())["input"]
+    prompt = read_jsonl(Path(lab.data(config.task), "test.jsonl"))[0]["input"]
     print("\n== One denoising by AR2Diff_0, step by step: 0 is the noise (∎ is EOS, · is PAD)\n")
     sample.main([str(store.place(cells[AR2DIFF_0].stage)), f"--prompt={prompt}", "--show_steps"])
     print(f"\n== Validation loss while fine-tuning ({out}/curves.png): first pass, nats per token\n")

@@ -8,12 +8,12 @@
 What is done is kept in OUT/SCALE and never done twice: stop it at any time, start it again, let several work on it. Experiments
 are in experiments/tables.py, how they are run in experiments/cells.py; results/README.md reads the numbers.
 """
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.cli import check, one_of, parse, run
 from engine.devices import n_cores
+from engine.files import read_json
 from experiments import bench, report, tables
 from experiments.cells import Store, known
 from experiments.plot import picture
@@ -43,13 +43,12 @@ def chosen(config):
 
 
 def show_plan(store, name, cells):
-    """Print what a table still needs."""
+    """Print what a table, or all of them, still need."""
     stages, open_cells = store.missing(cells)
     work = sum(job.work for job in [*stages, *open_cells])
     n = len({cell.key for cell in cells})
     print(f"{name:9s} {n - len(open_cells):4d} of {n:4d} cells done, {len(stages):4d} stages to train, "
           f"{work / 1e12:9.1f} TFLOP, about {work / store.rate() / n_cores() / 60:7.1f} minutes of {n_cores()} cores")
-    return work
 
 
 def draw(folder, name, entries, seconds=False):
@@ -57,20 +56,17 @@ def draw(folder, name, entries, seconds=False):
 
     Among rows of several points a row of one is left out.
     """
-    numbered = [e for e in entries if e["column"].rpartition(" ")[2].isdigit()]
-    for task in dict.fromkeys(e["column"].rpartition(" ")[0] for e in numbered):
-        lines, errors = {}, {}
-        for e in numbered:
-            if e["column"].rpartition(" ")[0] == task:
-                x = round(e["training_seconds"]) if seconds else int(e["column"].rpartition(" ")[2])
-                lines.setdefault(e["row"], []).append((x, e["mean"]))
-                errors.setdefault(e["row"], []).append(e["se"])
+    pictures, counted = {}, {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
+    for e in entries:
+        task, _, number = e["column"].rpartition(" ")
+        if number.isdigit():
+            x = round(e["training_seconds"]) if seconds else int(number)
+            pictures.setdefault((task, e["metric"]), {}).setdefault(e["row"], []).append((x, e["mean"], e["se"]))
+    for (task, metric), lines in pictures.items():
         some = max(map(len, lines.values()))
         lines = {row: points for row, points in lines.items() if len(points) > 1 or some == 1}
-        metric = next(e["metric"] for e in numbered if e["column"].startswith(task))
-        label = {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
-        picture(lines, folder / f"{name}{'_seconds' * seconds}_{task.replace(', ', '_')}.png", "seconds of training" if seconds
-                else label, f"{metric}, %", errors, title=task, xscale="log")
+        picture(lines, folder / f"{name}{'_seconds' * seconds}_{task.replace(', ', '_')}.png",
+                "seconds of training" if seconds else counted, f"{metric}, %", title=task, xscale="log")
 
 
 def main(argv=None):
@@ -79,15 +75,15 @@ def main(argv=None):
     store, lab = Store(folder), tables.Lab(tables.SCALES[config.scale], folder)
     if not (config.dry_run or config.draw):
         lab.prepare(names)
-    plans = {name: list(tables.TABLES[name][0](lab)) for name in names if name != "figure3"}
+    plans = {name: tables.all_cells(name, lab) for name in names if name != "figure3"}
     cells = [cell for plan in plans.values() for cell in plan]
     if config.dry_run:
-        total = [show_plan(store, name, plan) for name, plan in plans.items()]
-        stages, open_cells = store.missing(cells)
+        for name, plan in plans.items():
+            show_plan(store, name, plan)
+        show_plan(store, "together", cells)  # shared stages count once
         if "figure3" in names:
             print("figure3 is not counted: experiments/bench.py, some minutes")
-        print(f"all together, shared stages once: {sum(job.work for job in [*stages, *open_cells]) / 1e12:.1f} TFLOP")
-        return total
+        return None
     check(config.draw or config.allow_code_execution or not any(dict(cell.flags).get("allow_code_execution") for cell in cells),
           "code tasks run programs that a model wrote; read the top of scoring/sandbox.py, then say --allow_code_execution")
     if not config.draw:
@@ -108,7 +104,7 @@ def main(argv=None):
         print("\n".join(report.markdown(entries, reference)), flush=True)
     if "figure3" in names:
         bench.figure3(folder, lab, config.draw, config.refresh)
-    return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in plans}
+    return {name: read_json(folder / f"{name}.json") for name in plans}
 
 
 if __name__ == "__main__":

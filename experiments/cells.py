@@ -5,7 +5,6 @@ an evaluation of it. Both are known by a hash of their flags, of their data's co
 done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
 store at once. When one is killed, the runs that it was at go on to their end, and are kept.
 """
-import ast
 import hashlib
 import io
 import json
@@ -17,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,12 +30,14 @@ except ImportError:  # Windows: one process at a time, and what is killed must b
 from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check
 from engine.devices import n_cores, pick_device
-from engine.files import write_new
-from experiments.common import apart, flops, training_step_flops
+from engine.files import LIST, NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
+from experiments.common import apart, flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "data/words.json", "engine/*.py", "pretrained/*.py", "scoring/*.py")
+OTHERS = ("demo.py", "nano.py", "reproduce.py")  # that no number depends on
+FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT, "ways": OBJECT, "entries": LIST}  # of what is kept
 
 
 class Stage(NamedTuple):
@@ -54,26 +54,20 @@ class Stage(NamedTuple):
         return digest([self.script, content(self.data), sorted(self.flags), self.origin and self.origin.key])
 
     @property
-    def size(self):
-        return self.origin.size if self.origin else self.flag("size", "30x576x9")  # SmolLM2-135M
-
-    @property
-    def vocab_size(self):
-        """Of the tokenizer, about: the default's, or SmolLM2's."""
-        return self.origin.vocab_size if self.origin else 49_280 if self.flag("tokenizer", self.flag("init_from")) else 4096
-
-    @property
-    def architecture(self):
-        return self.origin.architecture if self.origin else self.flag("architecture", "decoder-only")
+    def shape(self):
+        """Of the model, as flops() has it: what the first stage says of it, or SmolLM2-135M's."""
+        flag = self.lineage[0].flag
+        n_layer, width, _ = shape_of(flag("size", "30x576x9"))
+        vocab_size = 49_280 if flag("tokenizer", flag("init_from")) else 4096  # about
+        return dict(n_layer=n_layer, width=width, vocab_size=vocab_size, architecture=flag("architecture", "decoder-only"))
 
     @property
     def work(self):
-        """FLOPs of this stage, without those of its origin."""
+        """FLOPs of this stage, without those of its origin: three times those of its forward passes."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
         passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
-        step = training_step_flops(shape_of(self.size), self.flag("input_len"), self.flag("target_len"), passes,
-                                   self.vocab_size, self.architecture)
-        return step * self.flag("batch_size") * self.flag("steps")
+        forward = flops(self.shape, self.flag("input_len"), logits=False) + passes * flops(self.shape, self.flag("target_len"))
+        return 3 * forward * self.flag("batch_size") * self.flag("steps")
 
     @property
     def lineage(self):
@@ -96,10 +90,8 @@ class Cell(NamedTuple):
     def work(self):
         """FLOPs of the evaluation."""
         flags = dict(self.flags)
-        n_layer, width, _ = shape_of(self.stage.size)
-        shape = dict(n_layer=n_layer, width=width, vocab_size=self.stage.vocab_size, architecture=self.stage.architecture)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
-        return flags["n_examples"] * rounds * flops(shape, self.stage.flag("target_len"))
+        return flags["n_examples"] * rounds * flops(self.stage.shape, self.stage.flag("target_len"))
 
 
 def digest(facts):
@@ -109,33 +101,19 @@ def digest(facts):
 @cache
 def content(folder):
     """Return a hash of what a data folder holds, its path left out; of one that is not made yet its name."""
-    found = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*")):
-        if path.suffix in (".json", ".jsonl", ".bin"):
-            found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()[:12] if Path(folder).exists() else str(folder)
-
-
-def sources():
-    """Return {path: text} of the code that numbers depend on."""
-    files = [path for pattern in MATTERS for path in sorted(ROOT.glob(pattern))]
-    return {path: path.read_text(encoding="utf-8") for path in files if path.name not in ("demo.py", "nano.py", "reproduce.py")}
+    files = [path for path in Path(folder).glob("*") if path.suffix in (".json", ".jsonl", ".bin")]
+    return content_hash(files) if files else str(folder)
 
 
 def code_version():
-    """Return a hash of what a number depends on but its cell: this code (comments left out), torch, the kind of device."""
-    trees = [ast.dump(ast.parse(text)) for text in sources().values()]
-    return digest([trees, torch.__version__, pick_device("auto").type])
+    """Return a hash of what a number depends on but its cell: this code, torch, the kind of device."""
+    files = {path for pattern in MATTERS for path in ROOT.glob(pattern)} - {ROOT / name for name in OTHERS}
+    return digest([content_hash(files), torch.__version__, pick_device("auto").type])
 
 
 def known(path, *keys):
     """Return the dict in a JSON file, None where there is no file. Raises UserError where it is damaged."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        check(found is None or all(key in found for key in keys), f"{path} is damaged; delete it, and it is made again")
-        return found
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+    return read_json(path, {key: FACTS[key] for key in keys}, "; delete it, and it is made again") if path.exists() else None
 
 
 class Store:
@@ -143,7 +121,7 @@ class Store:
 
     def __init__(self, folder, names=None):
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
-        self.code, self.sources, self.names = code_version(), sources(), names or {}
+        self.code, self.names = code_version(), names or {}
 
     def place(self, stage):
         """Return the folder of a run."""
@@ -167,9 +145,9 @@ class Store:
     def refuse_other_code(self, cells, refresh):
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
         stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
-        old = {self.cells / f"{cell.key}.json": r["code"] for cell in cells if (r := self.result(cell))}
-        old |= {self.place(stage): r["code"] for stage in stages if (r := self.done(stage))}
-        old = {path: code for path, code in old.items() if code != self.code}
+        there = {self.cells / f"{cell.key}.json": self.result(cell) for cell in cells}
+        there |= {self.place(stage): self.done(stage) for stage in stages}
+        old = {path: facts["code"] for path, facts in there.items() if facts and facts["code"] != self.code}
         check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
                                   f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
                                   f"or measure them again with --refresh")
@@ -183,7 +161,7 @@ class Store:
 
     def unchanged(self):
         """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
-        check(sources() == self.sources, "the code was edited while cells were run; start again")
+        check(code_version() == self.code, "the code was edited while cells were run; start again")
         return self.code
 
     def command(self, job):
@@ -238,25 +216,25 @@ class Store:
     def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
         stages, open_cells = self.missing(cells)
-        for folder in (self.cells, self.stages):
-            folder.mkdir(parents=True, exist_ok=True)
-        sizes = [bytes_of(stage) for stage in stages]
+        sizes = [2 * flops(stage.shape, 1) for stage in stages]  # bytes of weights; a run takes six times as much until its end
         free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
-        seeds = [[cell for cell in open_cells if cell.seed == seed] for seed in dict.fromkeys(cell.seed for cell in open_cells)]
-        turns = [cell for cells in zip_longest(*seeds) for cell in cells if cell]  # neighbours wait for no common stage
         n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
             try:
-                list(pool.map(lambda cell: self.finish(cell, bar, show), turns))
+                list(pool.map(lambda cell: self.finish(cell, bar, show), open_cells))
             finally:
                 pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def alone(path):
-    """Wait until no other process works on what `path` stands for."""
+    """Wait until no other process works on what `path` stands for. Raises UserError where its folder cannot be made."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {path.parent} ({error.strerror}); choose another folder") from error
     with open(path, "w", encoding="utf-8") as lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -271,9 +249,3 @@ def call(script, *words):
             return import_module(script.removesuffix(".py")).main(list(words))
     except UserError as error:
         raise UserError(f"python {shlex.join([script, *words])}: {error}") from error
-
-
-def bytes_of(stage):
-    """Return about how much room the weights of a run take; while it goes on, moments and best.pt take five times as much."""
-    n_layer, width, _ = shape_of(stage.size)
-    return 4 * (12 * n_layer * width ** 2 + stage.vocab_size * width)

@@ -1,22 +1,9 @@
-"""What the demo and the tables share: text without pairs, FLOPs, and processes that start at once."""
+"""What reading tokens costs, in FLOPs, and processes that start at once."""
 import multiprocessing
 import sys
-import traceback
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from pathlib import Path
 
-from data import synthetic
 from engine.cli import UserError
-
-
-def unpaired(task, n_pairs, folder, n=8000):
-    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
-    paths = []
-    for i, part in enumerate(("input", "target")):
-        paths.append(Path(folder, f"{task}_{part}s.txt"))
-        lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
-        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return paths
 
 
 def flops(shape, n_tokens, logits=True):
@@ -29,14 +16,8 @@ def flops(shape, n_tokens, logits=True):
     return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 
 
-def training_step_flops(shape, input_len, target_len, passes, vocab_size=4096, architecture="decoder-only"):
-    """Return the FLOPs of a training step for one sequence: forward pass x 3; shape: (n_layer, width, n_head)."""
-    shape = dict(zip(("n_layer", "width", "n_head"), shape), vocab_size=vocab_size, architecture=architecture)
-    return 3 * (flops(shape, input_len, logits=False) + passes * flops(shape, target_len))
-
-
 def apart(function, *args):
-    """Return what a function returns in a process of its own, which goes on if this one is killed. Raises UserError."""
+    """Return what a function returns in a process of its own, which goes on if this one is killed; UserError if it dies."""
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
     context.set_forkserver_preload(["torch", "torch._dynamo", "sacrebleu"])  # imported once, not for every cell
     try:
@@ -44,8 +25,3 @@ def apart(function, *args):
             return pool.submit(function, *args).result()
     except BrokenExecutor as error:
         raise UserError("a process ended without a word; was it killed, for want of memory?") from error
-    except UserError:
-        raise
-    except Exception as error:  # whatever it was, it is told where it can be seen
-        traceback.print_exception(error)
-        raise UserError(f"{type(error).__name__}: {error}") from error

@@ -47,18 +47,14 @@ def rows_of(text):
 
 def entry(name, results, first):
     """Return what a row shows: score and error over seeds, and the paired difference from the results of the first row."""
-    scores = [next(iter(r["scores"].values())) for r in results]
-    mean, over_seeds = summary([s for s, _ in scores], [error for _, error in scores])
-    means = [fmean(values) for values in zip(*(r["values"] for r in results))]           # over seeds, for each example
-    base = [fmean(values) for values in zip(*(r["values"] for r in first))]
+    scores, base_scores = ([next(iter(r["scores"].values())) for r in rows] for rows in (results, first))
+    means, base = ([fmean(values) for values in zip(*(r["values"] for r in rows))] for rows in (results, first))  # by example
     paired = standard_error([a - b for a, b in zip(means, base)])
-    seeds = [standard_error([next(iter(r["scores"].values()))[0] for r in rows]) for rows in (results, first)]
-    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means),
-                difference=fmean(means) - fmean(base),
-                difference_error=math.hypot(paired, *(s for s in seeds if not math.isnan(s))), n_seeds=len(results),
-                seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results),
-                checkpoints=[r["checkpoint"] for r in results], training_seeds=[r["training_seed"] for r in results],
-                commit=results[0]["commit"])
+    seeds = [standard_error([score for score, _ in rows]) for rows in (scores, base_scores) if len(rows) > 1]
+    mean, over_seeds, _ = summary(scores)
+    return dict(name=name, score=mean, over_seeds=over_seeds, over_examples=standard_error(means), n_seeds=len(results),
+                difference=fmean(means) - fmean(base), difference_error=math.hypot(paired, *seeds),
+                seconds=fmean(r["seconds"] for r in results), evaluations=fmean(r["evaluations"] for r in results))
 
 
 def markdown(entries, metric):
@@ -83,8 +79,8 @@ def main(argv=None):
     folders = {str(Path(config.data or data).resolve()): path for path, data in origins.items()}
     check(len(folders) == 1, "these models were trained on different data; name the task by --data: "
                              + ", ".join(f"{path} on {data}" for data, path in folders.items()))
-    words = [f"--{name}={value}" for name in ("data", "n_examples") if (value := getattr(config, name)) is not None]
-    words += ["--allow_code_execution"] if config.allow_code_execution else []
+    flags = ("data", "n_examples", "allow_code_execution")  # are eval.py's too
+    words = [f"--{name}={value}" for name in flags if (value := getattr(config, name)) is not None]
     results = {name: [evaluation.main([path, *words])[0] for path in paths] for name, paths in rows.items()}
     everything = [r for row in results.values() for r in row]
     for what in ("metric", "tokenizer", "n"):
@@ -96,9 +92,8 @@ def main(argv=None):
     metric = next(iter(everything[0]["scores"]))
     write_json(f"{config.out}.json", {"entries": entries, "results": everything}, "out")
     write_new(f"{config.out}.md", "\n".join(markdown(entries, metric)) + "\n", "out")
-    points = {e["name"]: [(e["seconds"], e["score"])] for e in entries}
-    errors = {e["name"]: [e["over_examples"]] for e in entries}
-    picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", errors, xscale="log")
+    points = {e["name"]: [(e["seconds"], e["score"], e["over_examples"])] for e in entries}
+    picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", xscale="log")
     print("\n" + "\n".join(markdown(entries, metric)))
     return entries
 

@@ -3,8 +3,7 @@
     python experiments/plot.py out/ar2diff_code,out/diff_code
     python experiments/plot.py out/ar,out/diff --key=loss --split=train --out=curves.png
 """
-import json
-import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from engine.cli import UserError, check, one_of, parse, run
-from engine.files import check_new
+from engine.files import NUMBER, check_new
+from engine.run_log import read_log
 
 MARKS = "ox+*#@%&"
 
@@ -26,17 +26,12 @@ class Config:
 
 
 def curve(folder, key="auto", split="valid"):
-    """Return [(step, value)] of a run. Raises UserError."""
-    path = Path(folder) / "metrics.jsonl"
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [row for row in rows if row.get("split", "train") == split]
-        key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
-        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None and math.isfinite(row[key])]
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; name the out_dir of a run") from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not what a training run writes ({type(error).__name__}: {error})") from error
+    """Return [(step, value)] of a run; lines that are damaged are left out. Raises UserError."""
+    path, (_, fits) = Path(folder) / "metrics.jsonl", NUMBER
+    check(path.is_file() and os.access(path, os.R_OK), f"cannot read {path}; name the out_dir of a run")
+    rows = [row for row in read_log(path) if row.get("split", "train") == split]
+    key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
+    points = [(row["step"], row[key]) for row in rows if fits(row.get(key))]
     check(points, f"{path} holds no {key} of split {split}; try the other --split or --key")
     return points
 
@@ -57,16 +52,16 @@ def terminal(curves, width=72, height=16):
     return [*lines, *axis.split("\n"), "   ".join(f"{mark} {name}" for mark, name in zip(MARKS, curves))]
 
 
-def picture(curves, path, xlabel="step", ylabel="", errors=None, **axes):
-    """Draw {name: [(x, y)]} into a file, with error bars errors[name] where there are some. Raises UserError."""
+def picture(curves, path, xlabel="step", ylabel="", **axes):
+    """Draw {name: [(x, y) or (x, y, error)]} into a file. Raises UserError."""
     import matplotlib
     matplotlib.use("agg")  # no window
     import matplotlib.pyplot as plt  # here: a second that a mistake in the flags need not wait
     figure, axis = plt.subplots(figsize=(6.5, 4.2))
     for name, points in curves.items():
-        axis.errorbar(*zip(*points), yerr=(errors or {}).get(name), label=name, marker="o", markersize=3, capsize=2)
+        axis.errorbar(*zip(*points), label=name, marker="o", markersize=3, capsize=2)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
-    xs = sorted({x for points in curves.values() for x, _ in points})
+    xs = sorted({x for points in curves.values() for x, *_ in points})
     if axes.get("xscale") == "log" and len(xs) < 10:  # its own ticks would be powers of ten
         axis.set_xticks(xs, [f"{x:g}" for x in xs])
         axis.minorticks_off()

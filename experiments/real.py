@@ -24,16 +24,16 @@ METHODS = {  # row -> flags of its fine-tuning
     "absorbing": {"inputs_attention": "causal", "shift": "false", "process": "absorbing"},
     "uniform, the paper's": {"inputs_attention": "bidirectional", "shift": "false"}}
 KNOBS = {  # of "absorbing, shift", one at a time -> flags
-    "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "annealed": {"anneal_steps": 30},
-    "AR loss": {"ar_weight": 0.5}, "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
+    "bidirectional inputs": {"inputs_attention": "bidirectional"}, "one draw": {"n_draws": 1}, "AR loss": {"ar_weight": 0.5},
+    "rate 1e-4": {"lr": 1e-4}, "rate 1e-3": {"lr": 1e-3}, "warm-up 30": {"warmup": 30}}
 DECODING = {"AR": {}, "AR, 8 guesses": {"n_samples": 8, "temperature": 0.7}, "uniform": {"n_samples": 4},
             "absorbing": {"decoder": "confidence", "block_len": 1, "temperature": 0.0, "n_samples": 1}}
 MAIN = ("AR", "uniform, shift, two draws", "absorbing, shift")
 
 
-def cells(lab):
-    """SmolLM2-135M turned by few steps on real tasks, beside fresh weights of its size; one seed but on short questions."""
-    def cell(task, row, steps=None, name=None, middle=False, lr=3e-4, seed=0, origin=None, **more):
+def cells(lab, seed):
+    """SmolLM2-135M turned by few steps on real tasks, beside fresh weights; one seed but on short questions and code."""
+    def cell(task, row, steps=None, name=None, middle=False, lr=3e-4, origin=None, **more):
         _, canvas, usual, n_draws = TASKS[task]
         trainer, flags = ("train_ar.py", {}) if row == "AR" else ("train_diff.py", {"n_draws": n_draws})
         start, steps = {} if origin or "size" in more else {"init_from": "smollm2"}, steps or usual
@@ -42,20 +42,20 @@ def cells(lab):
         decoding = DECODING.get(row, DECODING[row.split(",")[0]]) | ({"middle": "true"} if middle else {})
         return lab.cell(row, task, stage, column, **decoding)
 
-    for seed in range(lab.scale.seeds):
-        yield from (cell(SHORT, row, seed=seed) for row in METHODS)
-        for row in MAIN:
-            yield cell(SHORT, row, name=f"{row}, from scratch", seed=seed, lr=1e-3, size="30x576x9", tokenizer="smollm2")
-            for N in (10, 40) if METHODS[row] else ():
-                text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
-                yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", seed=seed, origin=text)
-    yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
-    yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
-    yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
-    yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
-    yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
+    yield from (cell(SHORT, row) for row in METHODS)
+    for row in MAIN:
+        yield cell(SHORT, row, name=f"{row}, from scratch", lr=1e-3, size="30x576x9", tokenizer="smollm2")
+        for N in (10, 40) if METHODS[row] else ():
+            text = lab.stage("train_diff.py", TEXT, (64, 32), N, 1e-4, seed, init_from="smollm2", **METHODS[row])
+            yield cell(SHORT, row, name=f"{row}, AR2Diff_{N}", origin=text)
     for row, name in (("AR", None), ("AR", "AR, 8 guesses"), ("absorbing, shift", None)):
-        yield from (cell(CODE, row, name=name, seed=seed, middle=True) for seed in range(lab.scale.seeds))
+        yield cell(CODE, row, name=name, middle=True)
+    if seed == 0:
+        yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
+        yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
+        yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
+        yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
+        yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
 
 
 def write_data(lab):

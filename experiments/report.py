@@ -5,14 +5,14 @@ from statistics import fmean, stdev
 from engine.files import write_json
 
 
-def summary(values, errors):
-    """Return (mean, standard error): over seeds, and not below what the luck of the examples alone would leave of it."""
-    return fmean(values), max(stdev(values) / math.sqrt(len(values)), luck(errors)) if len(values) > 1 else luck(errors)
+def summary(scores):
+    """Return (mean, standard error, luck) of (score, error) pairs, one a seed.
 
-
-def luck(errors):
-    """Return the standard error that the examples alone leave: equal scores of all seeds do not make a score exact."""
-    return fmean(errors) / math.sqrt(len(errors))
+    Luck is the error that the examples alone leave; no standard error is below it: equal scores of all seeds are not exact.
+    """
+    values, errors = zip(*scores)
+    luck = fmean(errors) / math.sqrt(len(errors))
+    return fmean(values), max(stdev(values) / math.sqrt(len(values)), luck) if len(values) > 1 else luck, luck
 
 
 def collect(cells, results):
@@ -25,8 +25,8 @@ def collect(cells, results):
     for (row, column), seeds in found.items():
         results = [known["result"] for known in seeds.values()]
         scores = [r["per_byte"] if "per_byte" in r else next(iter(r["scores"].values())) for r in results]
-        mean, se = summary([s for s, _ in scores], [e for _, e in scores])
-        entries.append(dict(row=row, column=column, mean=mean, se=se, luck=luck([e for _, e in scores]),
+        mean, se, luck = summary(scores)
+        entries.append(dict(row=row, column=column, mean=mean, se=se, luck=luck,
                             seeds={s: v for s, (v, _) in zip(seeds, scores)},
                             metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
                             tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
@@ -72,6 +72,5 @@ def markdown(entries, reference):
 
 def write(folder, name, entries, reference):
     """Write NAME.json and NAME.md."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", {"reference": reference, "entries": entries}, "out")
     (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")

@@ -4,17 +4,17 @@ The situation is the one that transfer learning is for: plenty of text, few step
 Python source, and unpaired sentences: inputs of some training examples and targets of others.
 """
 import sys
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from beyond.decoders import DECODERS
 from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
-from engine.cli import UserError, check
+from engine.cli import check
+from engine.files import content_hash
 from experiments import real
 from experiments.cells import Cell, Stage, alone, digest
-from experiments.common import training_step_flops, unpaired
-from start import shape_of
 
 
 class Scale(NamedTuple):
@@ -44,13 +44,23 @@ CODE = ("code", "mbpp", real.CODE)
 PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's tables
 
 
+def unpaired(task, n_pairs, folder, n=8000):
+    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
+    paths = []
+    for i, part in enumerate(("input", "target")):
+        paths.append(Path(folder, f"{task}_{part}s.txt"))
+        lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
+        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return paths
+
+
 class Lab:
     """Builds the cells of a scale; its data lies in `folder`."""
 
     def __init__(self, scale, folder):
         self.scale = scale
         there = Path(prepare.__file__).parent
-        made_by = [path.read_text(encoding="utf-8") for path in sorted([*there.glob("*.py"), there / "words.json"])]
+        made_by = content_hash([*there.glob("*.py"), there / "words.json"])
         self.folder = Path(folder, "data", digest([made_by, self.scale.tasks, sys.version_info[:2]]))  # other code, other data
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
@@ -60,25 +70,16 @@ class Lab:
         prepared = {task: f"{task} --from_dir=FOLDER" for task, (n, _) in self.scale.tasks.items() if not n}
         for task, words in (prepared | (real.SOURCES if "real" in names else {})).items():
             check(find_folder(task), f"no data/prepared/{task}; python data/prepare.py {words} makes it")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"cannot make {self.folder} ({error.strerror}); choose another folder") from error
         with alone(self.folder.with_suffix(".lock")):
-            self.write_data()
+            for task, (n, _) in self.scale.tasks.items():
+                if n and not (self.folder / task).exists():
+                    prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
+            if not (self.folder / "text").exists():
+                paths = [path for task, (n, _) in self.scale.tasks.items() if n for path in unpaired(task, n, self.folder)]
+                sources = ["stdlib:docs:2", "stdlib:code:2", *(f"{path}:{2 / len(self.scale.tasks)}" for path in paths)]
+                prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
             if "real" in names:
                 real.write_data(self)
-
-    def write_data(self):
-        for task, (n, _) in self.scale.tasks.items():
-            if n and not (self.folder / task).exists():
-                prepare.main([task, f"--n_train={n}", f"--out={self.folder / task}"])
-        if (self.folder / "text").exists():
-            return
-        sources = ["stdlib:docs:2", "stdlib:code:2"]
-        for task, (n, _) in self.scale.tasks.items():
-            sources += [f"{path}:{2 / len(self.scale.tasks)}" for path in (unpaired(task, n, self.folder) if n else ())]
-        prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
 
     def data(self, name):
         made = name in ("text", real.TEXT, *real.TASKS) or self.scale.tasks[name][0]
@@ -98,15 +99,14 @@ class Lab:
             often["size"] = size or self.size
         return Stage(script, self.data(data), tuple(sorted(often.items())), origin)
 
-    def pretrain(self, script, seed, share=1.0, origin=None, lr=None, canvas=None, **flags):
+    def pretrain(self, script, seed, share=1.0, origin=None, lr=None, **flags):
         """Return a run on text for a share of the AR steps."""
         steps = max(2, round(share * self.scale.pretrain))
-        return self.stage(script, "text", canvas or self.scale.canvas, steps, lr or self.scale.lrs[0], seed, origin, **flags)
+        return self.stage(script, "text", self.scale.canvas, steps, lr or self.scale.lrs[0], seed, origin, **flags)
 
     def equal_flops(self, size):
         """Return the share of steps for which diffusion on text costs what AR does."""
-        cost = {passes: training_step_flops(shape_of(size), *self.scale.canvas, passes) for passes in (1, 2)}
-        return cost[1] / cost[2]
+        return self.pretrain("train_ar.py", 0, size=size).work / self.pretrain("train_diff.py", 0, size=size).work
 
     def tune(self, task, seed, origin=None, script="train_diff.py", steps=None, lr=None, **flags):
         return self.stage(script, task, self.canvas(task), steps or self.scale.tasks[task][1], lr or self.scale.lrs[2], seed,
@@ -126,150 +126,140 @@ class Lab:
 SHARES = {"0": 0, "1 %": 0.01, "10 %": 0.1}
 
 
-def table2(lab):
+def table2(lab, seed):
     """AR, diffusion and AR2Diff_N on every task and size; at the largest size with --shift, too."""
     for size in reversed(lab.scale.sizes):
-        for seed in range(lab.scale.seeds):
-            ar = lab.pretrain("train_ar.py", seed, size=size)
-            same, equal = (lab.pretrain("train_diff.py", seed, share, size=size) for share in (1, lab.equal_flops(size)))
-            for task in lab.tasks:
-                column = f"{task} {size}"
-                yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py"), column)
-                yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, size=size), column)
-                yield lab.cell("Diffusion, equal FLOPs", task, lab.tune(task, seed, equal), column)
-                yield lab.cell("Diffusion, equal steps", task, lab.tune(task, seed, same), column)
-                for name, share in SHARES.items():
-                    yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, lab.adapt(ar, seed, share)), column)
-                for name, share in SHARES.items() if size == lab.size else ():
-                    origin = lab.adapt(ar, seed, share, shift="true")
-                    yield lab.cell(f"AR2Diff_{name}, shift", task, lab.tune(task, seed, origin, shift="true"), column)
+        ar = lab.pretrain("train_ar.py", seed, size=size)
+        same, equal = (lab.pretrain("train_diff.py", seed, share, size=size) for share in (1, lab.equal_flops(size)))
+        for task in lab.tasks:
+            column = f"{task} {size}"
+            yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py"), column)
+            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, size=size), column)
+            yield lab.cell("Diffusion, equal FLOPs", task, lab.tune(task, seed, equal), column)
+            yield lab.cell("Diffusion, equal steps", task, lab.tune(task, seed, same), column)
+            for name, share in SHARES.items():
+                yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, lab.adapt(ar, seed, share)), column)
+            for name, share in SHARES.items() if size == lab.size else ():
+                origin = lab.adapt(ar, seed, share, shift="true")
+                yield lab.cell(f"AR2Diff_{name}, shift", task, lab.tune(task, seed, origin, shift="true"), column)
 
 
-def table1(lab):
+def table1(lab, seed):
     """Architecture x pretraining objective, all of it diffusion."""
-    for seed in range(lab.scale.seeds):
-        for architecture in ("decoder-only", "encoder-decoder"):
-            for objective in ("prefix", "span"):
-                flags = {"objective": objective, "architecture": architecture, "size": lab.size}
-                origin = lab.pretrain("train_diff.py", seed, lab.equal_flops(lab.size), **flags)
-                for task in lab.tasks:
-                    yield lab.cell(f"{architecture}, {objective}", task, lab.tune(task, seed, origin))
+    for architecture in ("decoder-only", "encoder-decoder"):
+        for objective in ("prefix", "span"):
+            share = lab.equal_flops(lab.size)
+            origin = lab.pretrain("train_diff.py", seed, share, objective=objective, architecture=architecture)
+            for task in lab.tasks:
+                yield lab.cell(f"{architecture}, {objective}", task, lab.tune(task, seed, origin))
 
 
-def best_of_table2(lab, task, seed, share=0.1):
-    return lab.tune(task, seed, lab.adapt(lab.pretrain("train_ar.py", seed, size=lab.size), seed, share))
-
-
-def table3(lab):
+def table3(lab, seed):
     """Decoding steps x samples of AR2Diff_10 %."""
-    for seed in range(lab.scale.seeds):
-        for task in lab.tasks:
-            for n_steps in (5, 10, 20):
-                for n_samples in (1, 4, 8):
-                    yield lab.cell(f"{n_steps} steps x {n_samples}", task, best_of_table2(lab, task, seed), n_steps=n_steps,
-                                   n_samples=n_samples)
+    adapted = lab.adapt(lab.pretrain("train_ar.py", seed), seed, 0.1)
+    for task in lab.tasks:
+        tuned = lab.tune(task, seed, adapted)
+        for n_steps in (5, 10, 20):
+            for n_samples in (1, 4, 8):
+                yield lab.cell(f"{n_steps} steps x {n_samples}", task, tuned, n_steps=n_steps, n_samples=n_samples)
 
 
-def infill(lab):
+def infill(lab, seed):
     """The middle third of a target, both sides given; AR sees the left one, and the right one only by guessing eight times."""
-    for seed in range(lab.scale.seeds):
-        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
-        for task in dict.fromkeys((lab.tasks[0], lab.tasks[-1])):
-            tuned = lab.tune(task, seed, ar, "train_ar.py")
-            for row, stage, flags in (("AR", tuned, {}), ("AR, 8 guesses", tuned, {"n_samples": 8, "temperature": 0.7}),
-                                      ("Diffusion, no text", lab.tune(task, seed, size=lab.size), {}),
-                                      ("AR2Diff_0", lab.tune(task, seed, ar), {}),
-                                      ("AR2Diff_10 %", best_of_table2(lab, task, seed), {})):
-                yield lab.cell(row, task, stage, middle="true", **flags)
+    ar = lab.pretrain("train_ar.py", seed)
+    for task in dict.fromkeys((lab.tasks[0], lab.tasks[-1])):
+        tuned = lab.tune(task, seed, ar, "train_ar.py")
+        for row, stage, flags in (("AR", tuned, {}), ("AR, 8 guesses", tuned, {"n_samples": 8, "temperature": 0.7}),
+                                  ("Diffusion, no text", lab.tune(task, seed), {}),
+                                  ("AR2Diff_0", lab.tune(task, seed, ar), {}),
+                                  ("AR2Diff_10 %", lab.tune(task, seed, lab.adapt(ar, seed, 0.1)), {})):
+            yield lab.cell(row, task, stage, middle="true", **flags)
 
 
-def curves(lab):
+def curves(lab, seed):
     """Score against fine-tuning steps: how many steps do AR weights save, and where do they cost some?"""
-    for seed in range(lab.scale.seeds):
-        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
-        for task in lab.tasks:
-            for factor in (1 / 6, 0.5, 1, 4 / 3) if task in CODE else (0.5, 1, 2, 4):
-                steps = round(factor * lab.scale.tasks[task][1])
-                yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, steps=steps, size=lab.size), f"{task} {steps}")
-                for name, share in {"0": 0, "10 %": 0.1, "100 %": 1.0}.items() if factor == 1 else (("0", 0),):
-                    origin = lab.adapt(ar, seed, share)
-                    yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, origin, steps=steps), f"{task} {steps}")
+    ar = lab.pretrain("train_ar.py", seed)
+    for task in lab.tasks:
+        for factor in (1 / 6, 0.5, 1, 4 / 3) if task in CODE else (0.5, 1, 2, 4):
+            steps = round(factor * lab.scale.tasks[task][1])
+            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, steps=steps), f"{task} {steps}")
+            for name, share in {"0": 0, "10 %": 0.1, "100 %": 1.0}.items() if factor == 1 else (("0", 0),):
+                origin = lab.adapt(ar, seed, share)
+                yield lab.cell(f"AR2Diff_{name}", task, lab.tune(task, seed, origin, steps=steps), f"{task} {steps}")
 
 
-def rates(lab):
+def rates(lab, seed):
     """Peak learning rates of fine-tuning and of stage 2, a third and three times those of the other tables."""
     first, last, (_, stage2, tuning) = lab.tasks[0], lab.tasks[-1], lab.scale.lrs
-    for seed in range(lab.scale.seeds):
-        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
-        for task, factor in ((first, 1 / 3), (first, 1), (first, 3), (last, 1), (last, 3)):
-            lr = float(f"{factor * tuning:.3g}")
-            column = f"{task}, tuned at {lr:g}"
-            yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py", lr=lr), column)
-            yield lab.cell("AR2Diff_0", task, lab.tune(task, seed, ar, lr=lr), column)
-            yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, lr=lr, size=lab.size), column)
-        for factor in (1 / 3, 1, 3):
-            lr = float(f"{factor * stage2:.3g}")
-            adapted = lab.tune(first, seed, lab.adapt(ar, seed, 0.1, lr))
-            yield lab.cell("AR2Diff_10 %", first, adapted, f"{first}, stage 2 at {lr:g}")
+    ar = lab.pretrain("train_ar.py", seed)
+    for task, factor in ((first, 1 / 3), (first, 1), (first, 3), (last, 1), (last, 3)):
+        lr = float(f"{factor * tuning:.3g}")
+        column = f"{task}, tuned at {lr:g}"
+        yield lab.cell("AR", task, lab.tune(task, seed, ar, "train_ar.py", lr=lr), column)
+        yield lab.cell("AR2Diff_0", task, lab.tune(task, seed, ar, lr=lr), column)
+        yield lab.cell("Diffusion, no text", task, lab.tune(task, seed, lr=lr), column)
+    for factor in (1 / 3, 1, 3):
+        lr = float(f"{factor * stage2:.3g}")
+        adapted = lab.tune(first, seed, lab.adapt(ar, seed, 0.1, lr))
+        yield lab.cell("AR2Diff_10 %", first, adapted, f"{first}, stage 2 at {lr:g}")
 
 
 KNOBS = {"plain": {}, "shift": {"shift": "true"}, "causal inputs": {"inputs_attention": "causal"},
-         "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}, "anneal": {"anneal_steps": 100}}
+         "full": {"inputs_attention": "full"}, "AR loss": {"ar_weight": 0.5}}
 
 
-def knobs(lab):
+def knobs(lab, seed):
     """Each option of the transfer alone, in the fine-tuning of AR2Diff_0, with two processes."""
-    for seed in range(lab.scale.seeds):
-        ar = lab.pretrain("train_ar.py", seed, size=lab.size)
-        code = {name: KNOBS[name] for name in ("plain", "shift", "AR loss") if name in KNOBS}  # a run takes minutes there
-        for task, process, options in ((lab.tasks[0], "uniform", KNOBS), (lab.tasks[0], "absorbing", KNOBS),
-                                       (lab.tasks[-1], "uniform", code)):
-            column = f"{task}, {process}"
-            yield lab.cell("from scratch", task, lab.tune(task, seed, process=process, size=lab.size), column)
-            for name, flags in options.items():
-                yield lab.cell(name, task, lab.tune(task, seed, ar, process=process, **flags), column)
+    ar = lab.pretrain("train_ar.py", seed)
+    code = {name: KNOBS[name] for name in ("plain", "shift", "AR loss") if name in KNOBS}  # a run takes minutes there
+    for task, process, options in ((lab.tasks[0], "uniform", KNOBS), (lab.tasks[0], "absorbing", KNOBS),
+                                   (lab.tasks[-1], "uniform", code)):
+        column = f"{task}, {process}"
+        yield lab.cell("from scratch", task, lab.tune(task, seed, process=process), column)
+        for name, flags in options.items():
+            yield lab.cell(name, task, lab.tune(task, seed, ar, process=process, **flags), column)
 
 
-def plan(lab):
+def plan(lab, seed):
     """Path-star graphs: what AR weights carry, and where they stand."""
     steps = lab.scale.tasks["plan"][1]
-    for seed in range(lab.scale.seeds):
-        ar = lab.tune("plan", seed, script="train_ar.py", steps=2 * steps, batch_size=16, size=lab.size)
-        yield lab.cell("AR", "plan", ar)
-        for process in ("uniform", "absorbing"):
-            for shift in ("false", "true"):
-                name, flags = ", shift" * (shift == "true"), {"process": process, "shift": shift, "batch_size": 16}
-                if shift == "false":  # fresh weights stand in no slot yet
-                    scratch = lab.tune("plan", seed, size=lab.size, **flags)
-                    yield lab.cell("from scratch", "plan", scratch, f"plan, {process}")
-                yield lab.cell("from AR" + name, "plan", lab.tune("plan", seed, ar, **flags), f"plan, {process}")
+    ar = lab.tune("plan", seed, script="train_ar.py", steps=2 * steps, batch_size=16)
+    yield lab.cell("AR", "plan", ar)
+    for process in ("uniform", "absorbing"):
+        column, flags = f"plan, {process}", {"process": process, "batch_size": 16}
+        yield lab.cell("from scratch", "plan", lab.tune("plan", seed, **flags), column)  # no shift: they stand in no slot yet
+        yield lab.cell("from AR", "plan", lab.tune("plan", seed, ar, **flags), column)
+        yield lab.cell("from AR, shift", "plan", lab.tune("plan", seed, ar, shift="true", **flags), column)
 
 
-def bits(lab):
+def bits(lab, seed):
     """Bits per byte of text: exact for AR, upper bounds for the others, equal steps."""
-    for seed in range(lab.scale.seeds):
-        for name, process in (("AR", None), ("absorbing", "absorbing"), ("uniform", "uniform"), ("gaussian", "gaussian")):
-            flags = {"process": process} if process else {}
-            stage = lab.pretrain(f"train_{'diff' if process else 'ar'}.py", seed, size=lab.size, **flags)
-            yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
+    for name in ("AR", "absorbing", "uniform", "gaussian"):
+        stage = lab.pretrain("train_ar.py", seed) if name == "AR" else lab.pretrain("train_diff.py", seed, process=name)
+        yield Cell(name, "text", seed, stage, (("metric", "bits"), ("n_draws", lab.scale.draws), ("n_examples", 128)))
 
 
-def decoders(lab):
+def decoders(lab, seed):
     """Every decoder in few and many steps, one sample each, on the last of the tasks: code needs them most."""
     task = lab.tasks[-1]
-    for seed in range(lab.scale.seeds):
-        for process in ("uniform", "absorbing"):
-            steps = lab.scale.tasks[task][1] * (1 if process == "uniform" else 2)  # of one pass, not two
-            stage = lab.tune(task, seed, steps=steps, process=process, size=lab.size)
-            for decoder in DECODERS[process]:
-                for n_steps in (2, 8, 32):
-                    yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n_steps}", decoder=decoder, n_steps=n_steps,
-                                   n_samples=1)
+    for process in ("uniform", "absorbing"):
+        steps = lab.scale.tasks[task][1] * (1 if process == "uniform" else 2)  # of one pass, not two
+        stage = lab.tune(task, seed, steps=steps, process=process)
+        for decoder in DECODERS[process]:
+            for n_steps in (2, 8, 32):
+                yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n_steps}", decoder=decoder, n_steps=n_steps,
+                               n_samples=1)
 
 
-TABLES = {  # the row that others are compared with
+TABLES = {  # name -> (cells of a seed, the row that others are compared with)
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
     "decoders": (decoders, "uniform, resample"), "real": (real.cells, "AR"),
 }
+
+
+def all_cells(name, lab):
+    """Return the cells of a table, seeds in turn: neighbours, which run side by side, wait for no common stage."""
+    seeds = [TABLES[name][0](lab, seed) for seed in range(lab.scale.seeds)]
+    return [cell for cells in zip_longest(*seeds) for cell in cells if cell]

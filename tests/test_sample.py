@@ -186,7 +186,7 @@ def test_a_flag_that_does_not_fit_the_process_or_decoder_is_refused_in_one_line(
 def test_compiled_models_write_the_same_text(ar_run, diff_run, capsys, monkeypatch):
     torch._dynamo.reset()  # it compiles a function 8 times at most
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # traces, and needs no C++ compiler
-    for words in ([ar_run.folder], [ar_run.folder, f"--drafter={diff_run.folder}"]):
+    for words in ([ar_run.folder], [diff_run.folder], [ar_run.folder, f"--drafter={diff_run.folder}"]):
         texts = {say(capsys, *words, "--prompt=ab", "--show_steps", f"--compile={which}") for which in ("no", "yes")}
         assert len(texts) == 1
     writer = load_writer(ar_run.folder, sample.GenerateConfig(drafter=str(diff_run.folder), compile="yes"))
