@@ -29,10 +29,8 @@ def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
 
 
 def kind(reason):
-    """Return what a reason has in common with others like it: the exception, or the call that was refused."""
-    if reason.startswith(("ModuleNotFoundError", "refused")):
-        return reason.replace("No module named ", "").partition("(")[0]
-    return reason.partition(":")[0]
+    """Return what a reason has in common with others like it: the exception, or the module that was missed."""
+    return reason.replace("No module named ", "") if reason.startswith("ModuleNotFoundError") else reason.partition(":")[0]
 
 
 def counted(failures):

@@ -5,10 +5,8 @@ time, memory, sizes and number of files, no further process or thread (as root, 
 limit). On Linux it also gets a world of its own, by bubblewrap where that is installed, else by the kernel's namespaces: all
 files are read-only but those of a new, small /tmp, there is no network and no other process, and all of it ends with it.
 
-Where the kernel allows no such world, a guard (sys.addaudithook) ends a program at the first attempt to start a process, send a
-signal, use the network or change a file outside its folder. That is damage control: models write `os.remove` unasked, and this
-stops it; a program that means harm gets around it. Run untrusted models in a container there. Which of both it is, eval.py
-says: "isolated by namespaces" or "limits only". Reading files is limited by neither.
+Elsewhere limits are all there is: damage control for what models write unasked, no wall. Run untrusted models in a container
+there. Which of both it is, eval.py says: "isolated by namespaces" or "limits only". Reading files is limited by neither.
 
 Processor time judges; wall time, ten times as long, ends what only waits. What ran out of time, or was killed from outside, is
 run once more, alone. A pass is proven: only the harness knows a random word, and writes it after the last test returned. No
@@ -44,7 +42,7 @@ class Result(NamedTuple):
     reason: str  # "passed", or what went wrong
 
 
-# The next five functions run in the other interpreter, where their source is sent: so each imports what it uses.
+# The next four functions run in the other interpreter, where their source is sent: so each imports what it uses.
 def _hold_path():  # pragma: no cover
     """Reach the standard library through open folders: by its path it is hidden by a new /tmp, or is under /root."""
     import os
@@ -117,7 +115,7 @@ def _limit(seconds, wall, memory_mb, mode):  # pragma: no cover
             os.setgroups([])
             os.setgid(nobody)
             os.setuid(nobody)
-        except OSError:  # root, but without the right to (some containers): the guard remains
+        except OSError:  # root, but without the right to (some containers)
             pass
     limits = {"CPU": math.ceil(seconds) + 1, "AS": memory_mb << 20, "FSIZE": 10 << 20, "NOFILE": 64, "CORE": 0, "NPROC": 0}
     for name, value in limits.items():
@@ -125,33 +123,6 @@ def _limit(seconds, wall, memory_mb, mode):  # pragma: no cover
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
         except (ValueError, OSError):  # macOS refuses some
             pass
-
-
-def _guard(stop):  # pragma: no cover
-    """Call stop(reason) at the first event that a program under test has no business with."""
-    import os
-    import sys
-    realpath, folder, null = os.path.realpath, os.path.realpath("."), os.path.realpath(os.devnull)
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    # Beginnings of events: os.ch is chmod, chown, chdir.
-    refused = ("os.fork", "os.exec", "os.posix_spawn", "os.spawn", "os.system", "os.startfile", "os.kill", "os.ch", "os.mkdir",
-               "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.utime", "os.setxattr", "os.removexattr",
-               "signal.pthread_kill", "subprocess.", "socket.", "ctypes.", "_winapi.", "winreg.")
-
-    def outside(path):
-        path = realpath(os.fsdecode(path))
-        return path != null and os.path.dirname(path) != folder
-
-    def hook(event, args):
-        if event == "open":
-            bad = not isinstance(args[0], int) and args[2] & writing and outside(args[0])
-        elif event in ("os.remove", "os.rename"):  # trailing arguments are directory descriptors, -1 for none
-            bad = any(arg != -1 if isinstance(arg, int) else outside(arg) for arg in args)
-        else:
-            bad = event.startswith(refused)
-        if bad:
-            stop(f"refused: {event}{args}")
-    sys.addaudithook(hook)
 
 
 def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
@@ -185,8 +156,6 @@ def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
         # Three sources, compiled apart, so that an open quote cannot swallow the tests; optimize=0 keeps every assert.
         sources = {"program": program, "setup": setup, "tests": tests}
         codes = {name: compile(text, name, "exec", dont_inherit=True, optimize=0) for name, text in sources.items()}
-        if mode == "limits":
-            _guard(stop)
         exec(codes["program"], vars(module))
         settrace(None)  # a trace function could jump over the asserts
         names.update(originals)
@@ -197,7 +166,7 @@ def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
     stop(secret)
 
 
-_SOURCE = "".join(inspect.getsource(function) for function in (_hold_path, _isolate, _limit, _guard, _child))
+_SOURCE = "".join(inspect.getsource(function) for function in (_hold_path, _isolate, _limit, _child))
 BUBBLEWRAP = ["bwrap", *"--ro-bind / / --dev /dev --remount-ro /dev --proc /proc --size 67108864 --tmpfs /run --size 67108864 "
               "--tmpfs /tmp --unshare-all --die-with-parent --chdir /tmp --".split()]
 
@@ -220,10 +189,10 @@ def _wait(process):
     return usage.ru_utime + usage.ru_stime
 
 
-def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=None, running=None):
+def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=None, started=None):
     """Run program, setup and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
 
-    timeout: seconds of processor time. mode: how it is kept apart; default: mode_here(). running: a set that lists the process.
+    timeout: seconds of processor time. mode: how it is kept apart; default: mode_here(). started: is called with the process.
     """
     check(tests.strip(), "a program without tests would always pass; give the example its `tests`")
     secret, mode = secrets.token_hex(16), mode or mode_here()
@@ -245,8 +214,9 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=N
             raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
         timer = threading.Timer(WALL * timeout, _kill, [process])
         timer.start()
-        (running if running is not None else set()).add(process)
         try:
+            if started:
+                started(process)
             seconds = _wait(process)
         finally:
             timer.cancel()
@@ -270,18 +240,26 @@ def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512, mode=None):
 
     What ran out of time, or was killed, is run again when the others are done, alone: the second result counts.
     """
-    running, mode = set(), mode or mode_here()
-    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb, mode=mode, running=running)
-    with concurrent.futures.ThreadPoolExecutor(n_workers or n_cores()) as pool:
+    running, stopping, mode = set(), [], mode or mode_here()
+
+    def started(process):
+        running.add(process)
+        if stopping:
+            _kill(process)
+    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb, mode=mode, started=started)
+    pool = concurrent.futures.ThreadPoolExecutor(n_workers or n_cores())
+    try:
         waiting = [pool.submit(once, job) for job in jobs]
-        try:
-            results = [future.result() for future in waiting]
-        except BaseException:  # Ctrl-C, say: do not wait for programs that sleep, nor for one that is just being started
-            while not all(future.cancel() or future.done() for future in waiting):
-                for process in [*running]:
-                    _kill(process)
-                time.sleep(0.05)
-            raise
+        while concurrent.futures.wait(waiting, timeout=0.5).not_done:
+            pass  # wake up for signals: one that comes just before a thread begins to wait does not end the wait
+        results = [future.result() for future in waiting]
+    except BaseException:  # Ctrl-C, say: do not wait for programs that sleep
+        stopping.append(True)
+        for process in [*running]:
+            _kill(process)
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
     return [once(job) if result.reason.startswith(("timeout", "killed")) else result for job, result in zip(jobs, results)]
 
 

@@ -404,7 +404,7 @@ def fuzz(n, folder):
 
 def hostile(n, folder):
     """Programs that attack others, the parent, the disk: beside each a right one passes; nothing outlives, nothing is left."""
-    from test_sandbox import ATTACKS, BAD, GUARDED, RIGHT, STARTERS, TESTS, VICTIM, WRONG
+    from test_sandbox import ATTACKS, BAD, RIGHT, STARTERS, TESTS, VICTIM, WRONG
     place, marker = folder / "place", folder / "python"
     place.mkdir()
     place.chmod(0o777)
@@ -412,7 +412,7 @@ def hostile(n, folder):
     before, sys.executable = sys.executable, str(marker)
     try:
         programs = [f"PLACE, PORT = {str(place)!r}, 9\n{program}{WRONG}" for program in [*ATTACKS.values(), *STARTERS.values()]]
-        programs += [program.replace(RIGHT, WRONG) for program, _ in [*BAD.values(), *GUARDED.values()]]
+        programs += [program.replace(RIGHT, WRONG) for program, _ in BAD.values()]
         programs = [programs[i % len(programs)] for i in range(n)]
         jobs = [(program, TESTS, "") for each in programs for program in (each, VICTIM)]
         results = sandbox.run_many(jobs, timeout=1.0)

@@ -1,12 +1,10 @@
 """scoring/judge.py: gold answers that cannot score 100 are noticed and explained, failures of programs are counted by kind."""
 import re
-from collections import Counter
 
 import pytest
 
 from engine.cli import UserError
 from scoring import judge
-from scoring.sandbox import mode_here
 
 ADD = {"input": "add one", "target": "def f(x): return x + 1", "tests": ["assert f(1) == 2"]}
 
@@ -36,9 +34,7 @@ def test_failures_are_counted_by_kind_the_most_frequent_first():
                 "import numpy", "def f(x): return y"]
     scores, values, _, failures = judge.score("code", [[p] for p in programs], [ADD] * len(programs))
     assert scores["pass@1"][0] == pytest.approx(100 / 7)
-    shell = "refused: os.system" if mode_here() == "limits" else "NameError"  # apart, no shell comes of it, and there is no f
-    found = ["AssertionError"] * 2 + ["SyntaxError", "ModuleNotFoundError: 'numpy'", "NameError", shell]
-    assert failures == Counter(found)
+    assert failures == {"AssertionError": 2, "SyntaxError": 1, "ModuleNotFoundError: 'numpy'": 1, "NameError": 2}
     assert list(failures)[0] == "AssertionError" and judge.counted(failures).startswith("AssertionError (2), ")
     assert judge.score("exact", [["a"]], [{"target": "b"}]).failures == {}
 
