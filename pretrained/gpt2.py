@@ -1,6 +1,6 @@
 """The gpt2 flavour of the Transformer, so that AR2Diff can start from the published GPT-2 weights (read by published.py).
 
-    python train_diff.py --init_from=gpt2 ...      # or gpt2-xl, or a folder of such weights
+    python train_diff.py --init_from=FOLDER ...    # of GPT-2's files; config.json or tokenizer may be left out
 
 GPT-2 (Radford et al. 2019) as published: learned positions, LayerNorm with bias, GELU, biases, no QK-norm, logits unscaled.
 Its positions are absolute. A row's first token that is no padding stands at 0, and targets go on behind the inputs, so a text
@@ -10,16 +10,9 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import originals
 from engine.cli import check
 from model import Transformer, rms_norm
 
-# Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors, those that several public projects
-# pinned; the sizes between are not here, as no such sum was found.
-PUBLISHED = {
-    "gpt2": ("607a30d783dfa663caf39e06633721c8d4cfcd7e", "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
-    "gpt2-xl": ("15ea56dee5df4983c59b2538573817e1667135e2", "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"),
-}
 # Our module -> published.
 OUTER = {"embedding": ("wte",), "positions": ("wpe",), "norm": ("ln_f",)}
 INNER = {"attention_norm": ("ln_1",), "qkv": ("attn.c_attn",), "attention_out": ("attn.c_proj",),
@@ -95,13 +88,6 @@ class GPT2(Transformer):
 
     def logits(self, x):
         return F.linear(self.norm(x), self.embedding.weight)
-
-
-def fetch_weights(name):
-    """Return data/downloads/NAME/model.safetensors, fetched and checked first if it is not there."""
-    (commit, sha256), path = PUBLISHED[name], originals.DOWNLOADS / name / "model.safetensors"
-    url = f"https://huggingface.co/openai-community/{name}/resolve/{commit}/{path.name}"
-    return originals.download(url, path, sha256, f"put that file at {path}")
 
 
 def shape_of(config, found):

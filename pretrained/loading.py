@@ -11,19 +11,18 @@ from diffusion import PROCESSES
 from engine.checkpoint import FORMAT, checked, read_checkpoint
 from engine.cli import UserError, check
 from model import INPUTS_ATTENTION
-from pretrained.gpt2 import PUBLISHED, fetch_weights
 from pretrained.published import WEIGHTS, import_published, model_of
 
 
 def find_checkpoint(path):
-    """Return the file: `path` itself, ckpt.pt or published weights in it, or those of a published name, fetched if need be."""
-    if str(path) in ("smollm2", *PUBLISHED) and not Path(path).exists():
-        return smollm2() if str(path) == "smollm2" else fetch_weights(str(path))
+    """Return the file: `path` itself, ckpt.pt or published weights in it, or those of the name smollm2, fetched if need be."""
     path = Path(path)
+    if str(path) == "smollm2" and not path.exists():
+        return smollm2()
     files = [path / name for name in ("ckpt.pt", *WEIGHTS)] if path.is_dir() else [path]
     found = next((file for file in files if file.is_file()), None)
     check(found, f"no checkpoint at {files[0]}; give the .pt file or the out_dir of a run, a published model's folder or .gguf "
-                 f"file, smollm2, {', '.join(PUBLISHED)}")
+                 f"file, or the name smollm2")
     return found
 
 
