@@ -5,6 +5,7 @@
 The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more. Several noised canvases behind each encoded input:
 where inputs are long, three more cost less than the first. Validation is the loss of the process alone.
 """
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,19 +17,6 @@ from engine.cli import check
 class GuideConfig:
     ar_weight: float = 0.0  # weight of the AR loss of the model that is trained, beside its diffusion loss
     n_draws: int = 1  # noised canvases of each target, behind one encoding of its input
-
-
-class Draws:
-    """A model whose contexts serve n canvases each."""
-
-    def __init__(self, model, n):
-        self.model, self.n = model, n
-
-    def encode(self, *inputs):
-        return self.model.encode(*inputs).repeat(self.n)
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
 
 
 @dataclass
@@ -46,7 +34,9 @@ class Guide:
         """Return the Losses of the process, plus what the weights ask for."""
         weight, n = self.config.ar_weight, self.config.n_draws
         many = batch._replace(targets=batch.targets.repeat_interleave(n, dim=0))
-        losses = self.process.loss(Draws(model, n), many, rng.split(n) if n > 1 else rng, token_loss)
+        several = copy.copy(model)  # the same weights; an encoding serves n canvases
+        several.encode = lambda *inputs: model.encode(*inputs).repeat(n)
+        losses = self.process.loss(several, many, rng.split(n) if n > 1 else rng, token_loss)
         if not weight:
             return losses
         return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, rng, token_loss).total)
