@@ -61,12 +61,11 @@ def tokenizer_of(checkpoint):
 
 def process_of(checkpoint):
     """Return the process (an Autoregressive or one of diffusion.py) that a checkpoint was trained with."""
-    options, name = dict(checkpoint["process"]), checkpoint["process"]["name"]
-    del options["name"]
-    check(name == "ar" or name in PROCESSES, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
-    cls, shape = Autoregressive if name == "ar" else PROCESSES[name], checkpoint["shape"]
+    options, shape, classes = dict(checkpoint["process"]), checkpoint["shape"], PROCESSES | {"ar": Autoregressive}
+    name = options.pop("name")
+    check(name in classes, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
     try:
-        process, kinds = cls(**options), typing.get_type_hints(cls)
+        process, kinds = classes[name](**options), typing.get_type_hints(classes[name])
     except TypeError as error:
         raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
     for option, value in vars(process).items():

@@ -300,16 +300,14 @@ def test_the_checkpoint_says_what_it_is(small):
     lambda t, c: t | {"lm_head.weight": t["wte.weight"].clone()},
     lambda t, c: t | {f"h.{i}.attn.{name}": torch.ones(1, 1, 4, 4) for i in range(2) for name in ("bias", "masked_bias")},
     lambda t, c: {k: v.double() for k, v in t.items()},
-    lambda t, c: c.clear() or t,
-], ids=["prefix", "lm_head", "buffers", "dtype", "no config"])
+], ids=["prefix", "lm_head", "buffers", "dtype"])
 def test_every_published_variant_is_the_same_model(tmp_path, change):
     reference = make(tmp_path / "a", SHAPES[3], seed=2)  # heads of 64, as the published sizes have
     tensors = {k.removeprefix("transformer."): t for k, t in load_file(tmp_path / "a" / "model.safetensors").items()}
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     (tmp_path / "b").mkdir()
     save_file(change(tensors, config), tmp_path / "b" / "x.safetensors")
-    if config:
-        (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     model = build_model(load_checkpoint(tmp_path / "b" / "x.safetensors", tokenizer="bytes")).eval()
     y = tokens(2, 20)
     with torch.no_grad():
@@ -424,23 +422,28 @@ def test_tensors_that_do_not_fit_are_listed(small, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("config, message", [
-    ("{", "config.json is no description of a model"), ("[]", "config.json is no description of a model"),
-    ('{"n_head": 5}', "width 48, 5 heads; config.json beside it must give an n_head that divides"),
-    ('{"n_head": "3"}', "n_head that divides"), ('{"n_head": 2.5}', "n_head that divides"), ("{}", "0.75 heads"),
-    ('{"n_head": 3, "activation_function": "relu"}', "activation_function=gelu_new, not relu"),
-    ('{"n_head": 3, "scale_attn_by_inverse_layer_idx": true}', "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
-    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
-    ('{"n_head": 3, "attention_sink": 4}', "its config says attention_sink=4, which is not known here"),
-    ('{"n_head": 3, "ar2diff_tokenizer": {"name": "bytes", "hash": "0"}}', "not trained with the tokenizer 'bytes'"),
+    ("{", "config.json: not JSON .Expecting"), ("[]", "an object with 'model_type' is needed, not a list"),
+    ("{}", "config.json: 'model_type' is missing"), ('{"model_type": "gpt2"}', "'n_head' is missing"),
+    (dict(n_head=5), "width 48, 5 heads, which must divide the width"),
+    (dict(n_head="3"), "'n_head' must be a whole number"), (dict(n_head=2.5), "'n_head' must be a whole number"),
+    (dict(n_head=3, activation_function="relu"), "activation_function=gelu_new, not relu"),
+    (dict(n_head=3, scale_attn_by_inverse_layer_idx=True), "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
+    (dict(n_head=3, model_type="gpt_neo"), "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
+    (dict(n_head=3, attention_sink=4), "its config says attention_sink=4, which is not known here"),
+    (dict(n_head=3, ar2diff_tokenizer={"name": "bytes", "hash": "0"}), "not trained with the tokenizer 'bytes'"),
+    (dict(n_head=3, ar2diff_tokenizer={"name": "bytes"}), "'ar2diff_tokenizer' must be a name and a hash"),
 ])
 def test_a_config_of_another_model_is_refused(small, tmp_path, config, message):
     shutil.copy(small[1] / "model.safetensors", tmp_path)
-    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps({"model_type": "gpt2"} | config))
     refused(message, load_checkpoint, tmp_path, tokenizer="bytes")
 
 
 def test_damaged_files_another_tokenizer_and_a_missing_library_are_named(small, tmp_path, monkeypatch):
     whole = (small[1] / "model.safetensors").read_bytes()
+    (tmp_path / "alone.safetensors").write_bytes(whole)
+    refused("config.json: No such file", load_checkpoint, tmp_path / "alone.safetensors", tokenizer="bytes")
+    shutil.copy(small[1] / "config.json", tmp_path)
     for name, content in (("cut", whole[:-100]), ("page", b"<html>please log in</html>"), ("empty", b"")):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
