@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from engine.cli import check, one_of
 
 INPUTS_ATTENTION = ("causal", "bidirectional", "full")  # full: inputs also see the targets
-TARGETS_ATTENTION = ("causal", "bidirectional")
 ARCHITECTURES = ("decoder-only", "encoder-decoder")
 
 
@@ -250,16 +249,19 @@ class Transformer(nn.Module):
 
     def states(self, y, context, attention, extend=False):
         """Return the residual stream (B, T, C) after the last block; logits() is the rest of decode()."""
-        one_of("targets attention", attention, TARGETS_ATTENTION)
-        if context.inputs is not None:
+        one_of("targets attention", attention, ("causal", "bidirectional"))
+        T, old, first = y.size(1), context.keys[0], context.n_targets
+        if context.inputs is None:
+            x = self.embed_targets(y, context)                                           # (B, T, C)
+        else:  # the literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all
             check(attention == "bidirectional" and not extend, "inputs attention 'full' needs bidirectional targets, all at "
                                                                "once: it would leak them to an AR model")
-            return self._states_full(y, context)
-        T, old = y.size(1), context.keys[0]
-        x, rotary = self.embed_targets(y, context), self.rotary(context.n_targets, T)    # (B, T, C)
-        n_key = T + (0 if old is None else old.size(2))
+            inputs, first = self.embed(context.inputs, context.pad_mask), -context.inputs.size(1)  # (B, S, C)
+            x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)               # (B, S + T, C)
+        n_query, rotary = x.size(1), self.rotary(first, x.size(1))
+        n_key = n_query + (0 if old is None else old.size(2))
         pad_mask = context.pad_mask if context.cross is None else None  # else the keys here are targets alone
-        mask, is_causal = attention_mask(T, n_key, attention == "causal", pad_mask, y.device)
+        mask, is_causal = attention_mask(n_query, n_key, attention == "causal", pad_mask, y.device)
         for i, block in enumerate(self.blocks):
             past = None if old is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
@@ -267,16 +269,6 @@ class Transformer(nn.Module):
             if extend:
                 context.keys[i], context.values[i] = seen
         context.n_targets += T if extend else 0
-        return x
-
-    def _states_full(self, y, context):
-        """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
-        inputs, T = self.embed(context.inputs, context.pad_mask), y.size(1)              # (B, S, C)
-        x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)                   # (B, S + T, C)
-        rotary = self.rotary(-context.inputs.size(1), x.size(1))
-        mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
-        for block in self.blocks:
-            x, _ = block(x, rotary, mask, is_causal)
         return x[:, -T:]                                                                 # (B, T, C)
 
     def logits(self, x):

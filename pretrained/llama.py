@@ -120,7 +120,7 @@ def shape_of(config, found):
     fitting(said, {theirs + "?" * (ours == "head_width"): POSITIVE if ours in ("base", "eps") else integer(1, 1 << 30)
                    for ours, (theirs, _) in FIELDS.items()} | (dict.fromkeys(SCALING, POSITIVE) if scaled else {}))
     shape = {ours: said.get(theirs) for ours, (theirs, _) in FIELDS.items()}
-    check(shape["n_head"] % shape["n_kv_head"] == 0, f"no such shape: {shape}")
+    check(shape["n_layer"] <= len(found) and shape["n_head"] % shape["n_kv_head"] == 0, f"no such shape: {shape}")
     return shape | dict(architecture="decoder-only", flavour="llama", vector_width=0, bias=name == "qwen2",
                         qk_norm=name == "qwen3", head_width=shape["head_width"] or shape["width"] // shape["n_head"],
                         tied=config.get("tie_word_embeddings", "lm_head.weight" not in found),

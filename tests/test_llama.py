@@ -183,7 +183,7 @@ def test_the_default_rate_is_lower_from_published_weights_and_known_on_resume(tr
     (dict(ar2diff_process="uniform"), "'ar2diff_process' must be an object"),
     (dict(ar2diff_canvas=["a", "b"]), "'ar2diff_canvas' must be two whole numbers"),
     (dict(ar2diff_canvas=5), "'ar2diff_canvas' must be two whole numbers"),
-    (dict(num_key_value_heads=3), "no such shape: .*'n_kv_head': 3"),
+    (dict(num_key_value_heads=3), "no such shape: .*'n_kv_head': 3"), (dict(num_hidden_layers=1 << 29), "no such shape"),
     (dict(hidden_size=64, num_attention_heads=4), "does not hold a llama of 2 layers and width 64: .* of another shape"),
     (dict(num_hidden_layers=3), r"3 layers and width 48: 9 missing \(model.layers.2.input_layernorm.weight, "),
     (dict(num_hidden_layers=1), r"9 unexpected \(model.layers.1."),
