@@ -61,11 +61,11 @@ def tokenizer_of(checkpoint):
 
 def process_of(checkpoint):
     """Return the process (an Autoregressive or one of diffusion.py) that a checkpoint was trained with."""
-    options, shape, classes = dict(checkpoint["process"]), checkpoint["shape"], PROCESSES | {"ar": Autoregressive}
+    options, classes = dict(checkpoint["process"]), PROCESSES | {"ar": Autoregressive}
     name = options.pop("name")
     check(name in classes, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
     try:
-        process, kinds = classes[name](**options), typing.get_type_hints(classes[name])
+        process, kinds, shape = classes[name](**options), typing.get_type_hints(classes[name]), checkpoint["shape"]
     except TypeError as error:
         raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
     for option, value in vars(process).items():
