@@ -69,7 +69,7 @@ def causal_logits(checkpoint):
 
 @dataclass
 class Config:
-    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or a published model: smollm2, gpt2, a folder, a .gguf file
+    source: str  # AR checkpoint: a .pt file, the out_dir of a run, or a published model: smollm2, a folder, a .gguf file
     target: str  # the diffusion checkpoint to write
     process: str = "uniform"  # uniform (the paper), absorbing or gaussian
     inputs_attention: str | None = None  # causal, bidirectional or full; default: bidirectional, published weights causal

@@ -37,7 +37,7 @@ class Autoregressive:
     def loss(self, model, batch, rng, token_loss=cross_entropy):
         """Cross-entropy over all B * T target positions, PAD after EOS included: the mean over micro-batches is that over all.
 
-        token_loss: cross_entropy(), or what stands in for it: compiled, or softened by a teacher (beyond/guide.py).
+        token_loss: cross_entropy(), or what stands in for it: compiled (engine/parallel.py).
         """
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)
         logits = model.decode(self.feed(batch.targets), context, "causal")               # (B, T, V)

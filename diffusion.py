@@ -59,7 +59,7 @@ class Uniform:
     n_unroll: int = 2  # passes: 1 = plain denoising, 2 = the paper
     unroll_temperature: float = 0.0  # 0 = the paper (argmax), 1 = SUNDAE
     inputs_attention: str = "bidirectional"
-    targets_attention: str | int = "bidirectional"
+    targets_attention: str = "bidirectional"
     shift: int | None = None  # AR's start token; None = not shifted
     name = "uniform"
     decoder = "resample"
@@ -113,7 +113,7 @@ class Absorbing:
     mask: int
     weighted: bool = True  # True: loss times 1/t, the likelihood bound; False: all masked positions count alike
     inputs_attention: str = "bidirectional"
-    targets_attention: str | int = "bidirectional"
+    targets_attention: str = "bidirectional"
     shift: int | None = None  # AR's start token; None = not shifted
     name = "absorbing"
     decoder = "threshold"
@@ -174,7 +174,7 @@ class Gaussian:
     sigma_max: float = 20.0  # none can be told
     self_condition: float = 0.5  # share of the training steps in which the model also sees its first estimate
     inputs_attention: str = "bidirectional"
-    targets_attention: str | int = "bidirectional"
+    targets_attention: str = "bidirectional"
     shift: int | None = None  # AR's start token; None = not shifted
     name = "gaussian"
     decoder = "euler"

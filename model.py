@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from engine.cli import check, one_of
 
 INPUTS_ATTENTION = ("causal", "bidirectional", "full")  # full: inputs also see the targets
-TARGETS_ATTENTION = ("causal", "bidirectional")
 ARCHITECTURES = ("decoder-only", "encoder-decoder")
 
 
@@ -50,20 +49,19 @@ class Context:
                        pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
 
 
-def attention_mask(n_query, n_key, causal, pad_mask, device, ahead=0):
+def attention_mask(n_query, n_key, causal, pad_mask, device):
     """Return (mask, is_causal) for attention; the queries are the last n_query of the n_key columns.
 
     mask: bool, True = may be seen. None lets PyTorch choose its fastest kernel, and is_causal too, which is right only where
-    n_query == n_key. ahead: columns to its right that a causal query sees as well (0; annealing: beyond/guide.py). A query
-    always sees itself, else a row of padding alone would be NaN.
+    n_query == n_key. A query always sees itself, else a row of padding alone would be NaN.
     """
     if pad_mask is None and (not causal or n_query == 1):
         return None, False
-    if pad_mask is None and n_query == n_key and not ahead:
+    if pad_mask is None and n_query == n_key:
         return None, True
     column = torch.arange(n_key, device=device)                                          # (L,)
     own = column[n_key - n_query:, None]                                                 # (T, 1): where each query stands
-    mask = column <= own + (ahead if causal else n_key)                                  # (T, L); not causal: all True
+    mask = (column <= own) | (not causal)                                                # (T, L)
     if pad_mask is not None:
         real = F.pad(~pad_mask, (0, n_key - pad_mask.size(1)), value=True)               # (B, L): targets are never masked
         mask = (mask & real[:, None, None, :]) | (column == own)                         # (B, 1, T, L)
@@ -244,26 +242,26 @@ class Transformer(nn.Module):
     def decode(self, y, context, attention, extend=False):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
 
-        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. attention: causal, bidirectional, or between the two
-        a whole number: how many targets to its right each one sees.
-
-        extend=True appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
+        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. attention: causal or bidirectional. extend=True
+        appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
         """
         return self.logits(self.states(y, context, attention, extend))
 
     def states(self, y, context, attention, extend=False):
         """Return the residual stream (B, T, C) after the last block; logits() is the rest of decode()."""
-        ahead = attention if isinstance(attention, int) else 0
-        one_of("targets attention", "causal" if isinstance(attention, int) else attention, TARGETS_ATTENTION)
-        if context.inputs is not None:
+        one_of("targets attention", attention, ("causal", "bidirectional"))
+        T, old, first = y.size(1), context.keys[0], context.n_targets
+        if context.inputs is None:
+            x = self.embed_targets(y, context)                                           # (B, T, C)
+        else:  # the literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all
             check(attention == "bidirectional" and not extend, "inputs attention 'full' needs bidirectional targets, all at "
                                                                "once: it would leak them to an AR model")
-            return self._states_full(y, context)
-        T, old = y.size(1), context.keys[0]
-        x, rotary = self.embed_targets(y, context), self.rotary(context.n_targets, T)    # (B, T, C)
-        n_key = T + (0 if old is None else old.size(2))
+            inputs, first = self.embed(context.inputs, context.pad_mask), -context.inputs.size(1)  # (B, S, C)
+            x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)               # (B, S + T, C)
+        n_query, rotary = x.size(1), self.rotary(first, x.size(1))
+        n_key = n_query + (0 if old is None else old.size(2))
         pad_mask = context.pad_mask if context.cross is None else None  # else the keys here are targets alone
-        mask, is_causal = attention_mask(T, n_key, attention != "bidirectional", pad_mask, y.device, ahead)
+        mask, is_causal = attention_mask(n_query, n_key, attention == "causal", pad_mask, y.device)
         for i, block in enumerate(self.blocks):
             past = None if old is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
@@ -271,16 +269,6 @@ class Transformer(nn.Module):
             if extend:
                 context.keys[i], context.values[i] = seen
         context.n_targets += T if extend else 0
-        return x
-
-    def _states_full(self, y, context):
-        """The literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all."""
-        inputs, T = self.embed(context.inputs, context.pad_mask), y.size(1)              # (B, S, C)
-        x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)                   # (B, S + T, C)
-        rotary = self.rotary(-context.inputs.size(1), x.size(1))
-        mask, is_causal = attention_mask(x.size(1), x.size(1), False, context.pad_mask, y.device)
-        for block in self.blocks:
-            x, _ = block(x, rotary, mask, is_causal)
         return x[:, -T:]                                                                 # (B, T, C)
 
     def logits(self, x):

@@ -31,7 +31,7 @@ SIZES = {
 class LoopConfig:
     data: str = "text"  # a folder made by data/prepare.py, by path or by its name in data/prepared
     out_dir: str = "out/run"  # where ckpt.pt, best.pt and metrics.jsonl go
-    init_from: str | None = None  # start from: .pt file, out_dir, smollm2, gpt2, a published folder or .gguf; optimizer fresh
+    init_from: str | None = None  # start from: .pt file, out_dir, smollm2, a published folder or .gguf; optimizer fresh
     resume: bool = False  # continue the run in out_dir exactly where its ckpt.pt left it
     tokenizer: str | None = None  # bpe, bytes, gpt2, smollm2, a file or folder; default: the checkpoint's, the data's, or bpe
     input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64

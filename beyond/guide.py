@@ -2,10 +2,10 @@
 
     python train_diff.py --data=text --init_from=out/ar --ar_weight=0.5 --steps=200 --out_dir=out/guided
 
-The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more. Annealing (DiffuLLaMA, arXiv 2410.17891): in the
-first steps a target sees from none to all of the targets to its right. Several noised canvases behind each encoded input: where
-inputs are long, three more cost less than the first. Validation is the loss of the process alone.
+The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more. Several noised canvases behind each encoded input:
+where inputs are long, three more cost less than the first. Validation is the loss of the process alone.
 """
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -16,21 +16,7 @@ from engine.cli import check
 @dataclass
 class GuideConfig:
     ar_weight: float = 0.0  # weight of the AR loss of the model that is trained, beside its diffusion loss
-    anneal_steps: int = 0  # first steps in which the targets' right context is revealed little by little
     n_draws: int = 1  # noised canvases of each target, behind one encoding of its input
-
-
-class Draws:
-    """A model whose contexts serve n canvases each."""
-
-    def __init__(self, model, n):
-        self.model, self.n = model, n
-
-    def encode(self, *inputs):
-        return self.model.encode(*inputs).repeat(self.n)
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
 
 
 @dataclass
@@ -46,11 +32,11 @@ class Guide:
 
     def loss(self, model, batch, rng, token_loss):
         """Return the Losses of the process, plus what the weights ask for."""
-        process, anneal_steps, weight, n = self.process, self.config.anneal_steps, self.config.ar_weight, self.config.n_draws
-        if self.step < anneal_steps:
-            process = replace(process, targets_attention=batch.targets.size(1) * self.step // anneal_steps)
+        weight, n = self.config.ar_weight, self.config.n_draws
         many = batch._replace(targets=batch.targets.repeat_interleave(n, dim=0))
-        losses = process.loss(Draws(model, n), many, rng.split(n) if n > 1 else rng, token_loss)
+        several = copy.copy(model)  # the same weights; an encoding serves n canvases
+        several.encode = lambda *inputs: model.encode(*inputs).repeat(n)
+        losses = self.process.loss(several, many, rng.split(n) if n > 1 else rng, token_loss)
         if not weight:
             return losses
         return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, rng, token_loss).total)
@@ -59,8 +45,5 @@ class Guide:
 def new_guide(config, process, ar):
     """Return a Guide, or None where the flags ask for nothing. Raises UserError."""
     check(0 <= config.ar_weight < math.inf, f"--ar_weight={config.ar_weight} must be 0 or more, and finite")
-    check(config.anneal_steps >= 0, f"--anneal_steps={config.anneal_steps} must not be negative")
     check(config.n_draws >= 1, f"--n_draws={config.n_draws} must be at least 1")
-    check(not config.anneal_steps or process.inputs_attention != "full", "--anneal_steps does not go with --inputs_attention="
-          "full: the inputs would show the targets what is still hidden")
-    return Guide(process, ar, config) if config.ar_weight or config.anneal_steps or config.n_draws > 1 else None
+    return Guide(process, ar, config) if config.ar_weight or config.n_draws > 1 else None

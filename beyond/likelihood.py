@@ -46,8 +46,7 @@ def uniform(process, model, batch, rng, n_draws):
     """
     V = process.n_noise
     x0, impossible = batch.targets.clamp(max=V - 1), (batch.targets >= V).any(dim=1)     # noise cannot end at a MASK
-    context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    context, total = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention), 0.0
     for t in levels(n_draws, rng, T_MIN):
         xt, a = process.corrupt(x0, t, rng), (1 - t)[:, None].to(x0.device)            # (B, T), (B, 1)
         logits = tell(V, denoise(process, model, xt, context), xt, t)
@@ -90,8 +89,7 @@ def absorbing(process, model, batch, rng, n_draws):
     Equal in expectation to E_t (1/t) sum over masked -log p(x0_l | xt), with less variance (LLaDA, arXiv 2502.09992).
     """
     x0, L = batch.targets, batch.targets.size(1)
-    context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+    context, total = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention), 0.0
     for u in levels(n_draws, rng):
         n = 1 + (u * L).long()[:, None]                                                  # (B, 1), 1 ... L
         masked = (rank(rng.uniform(L)) < n).to(x0.device)
@@ -109,9 +107,8 @@ def gaussian(process, model, batch, rng, n_draws):
     log(sigma_max / sigma_min) E_t[|e - x_hat|^2 / sigma_t^2].
     """
     x0 = batch.targets
-    context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
+    context, total = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention), 0.0
     e = process.vectors(model, x0)
-    total = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
     for t in levels(n_draws, rng):
         z = process.corrupt(e, t, rng)
         x_hat = process.estimate(model, process.predict(model, z, t, context, torch.zeros_like(z)))
@@ -160,8 +157,7 @@ def bits(writer, batches, n_draws, seed):
     tokenizer, nats, n_tokens, n_bytes = writer.tokenizer, [], [], []
     for batch in batches:
         rows = range(len(nats), len(nats) + len(batch.targets))
-        rng = Noise(seed, "valid", 0, rows)
-        nats += writer.bound(batch, rng, n_draws).tolist()
+        nats += writer.bound(batch, Noise(seed, "valid", 0, rows), n_draws).tolist()
         n_tokens += (batch.targets != tokenizer.pad).sum(dim=1).tolist()
         n_bytes += [tokenizer.n_bytes(row) for row in batch.targets.tolist()]
     return {"per_token": ratio(nats, n_tokens), "per_byte": ratio(nats, n_bytes), "n": len(nats)}

@@ -57,16 +57,9 @@ def find(task, names, from_dir=""):
 
 
 def fetch(task, name, names):
-    """Return data/downloads/TASK/NAME, downloaded first if it is not there."""
+    """Return data/downloads/TASK/NAME, downloaded first if it is not there; only verified bytes ever bear that name."""
+    url, path, sha256 = ADDRESS[task] + name, DOWNLOADS / task / name, SHA256[name]
     otherwise = f"put {', '.join(names)} from {ADDRESS[task]} into a folder and pass --from_dir=FOLDER"
-    return download(ADDRESS[task] + name, DOWNLOADS / task / name, SHA256[name], otherwise)
-
-
-def download(url, path, sha256, otherwise):
-    """Return `path`, downloaded from url first if it is not there; only verified bytes ever bear that name.
-
-    `otherwise` tells how to do without internet.
-    """
     if path.is_file() and file_sha256(path) == sha256:
         return path
     partial, digest = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()

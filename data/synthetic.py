@@ -13,6 +13,7 @@ import functools
 import itertools
 import json
 import random
+import types
 import zlib
 from pathlib import Path
 
@@ -69,16 +70,12 @@ FORMS = tuple(itertools.product(MARKERS, MARKERS, *[(0, 1)] * 5, WHERE))
 
 
 @functools.cache
-def _words(split):
-    """List the subjects with adjective and verb, and the objects with adjective, that a split owns."""
+def _dealt(seed, split):
+    """List FORMS in the order of a seed; and the subjects with adjective and verb, the objects with adjective of a split."""
     subjects = [(adjective, noun, verb) for adjective, noun, verb in itertools.product(ADJECTIVES, PEOPLE, VERBS)
                 if _split_of(adjective, noun[0]) == split == _split_of(noun[0], verb[0])]
-    return subjects, [pair for pair in itertools.product(ADJECTIVES, THINGS) if _split_of(pair[0], pair[1][0]) == split]
-
-
-@functools.cache
-def _forms(seed, split):
-    return _shuffled(random.Random(f"forms/{seed}/{split}"), FORMS)
+    objects = [pair for pair in itertools.product(ADJECTIVES, THINGS) if _split_of(pair[0], pair[1][0]) == split]
+    return _shuffled(random.Random(f"forms/{seed}/{split}"), FORMS), subjects, objects
 
 
 def _noun_phrase(article, adjective, noun, plural):
@@ -91,9 +88,8 @@ def _noun_phrase(article, adjective, noun, plural):
 
 
 def _translate(seed, split, index, rng):
-    forms = _forms(seed, split)
+    forms, subjects, objects = _dealt(seed, split)
     article1, article2, plural1, plural2, described, past, negative, where = forms[index % len(forms)]
-    subjects, objects = _words(split)
     (adjective1, noun1, (verb, verb_past)), (adjective2, noun2) = _pick(rng, subjects), _pick(rng, objects)
     subject, foreign_subject, kind = _noun_phrase(article1, adjective1, noun1, plural1)
     thing, foreign_thing, _ = _noun_phrase(article2, adjective2 if described else "", noun2, plural2)
@@ -159,16 +155,8 @@ def _qa(_seed, split, _index, rng):
 # --- code: filter, then map, then reduce a list; every problem has 6 or 12 equally likely programs ---
 
 FILTERS, MAPS, REDUCTIONS, LISTS = (WORDS[name] for name in ("filters", "maps", "reductions", "lists"))
-KEPT = {  # whether a filter keeps n; k is its digit, 1 where there is none
-    "all": lambda n, k: True, "even": lambda n, k: n % 2 == 0, "odd": lambda n, k: n % 2 == 1, "positive": lambda n, k: n > 0,
-    "negative": lambda n, k: n < 0, "above": lambda n, k: n > k, "below": lambda n, k: n < k,
-    "multiple": lambda n, k: n % k == 0}
-MAPPED = {"same": lambda n, k: n, "square": lambda n, k: n * n, "negate": lambda n, k: -n, "size": lambda n, k: abs(n),
-          "plus": lambda n, k: n + k, "minus": lambda n, k: n - k, "times": lambda n, k: n * k, "over": lambda n, k: n // k,
-          "modulo": lambda n, k: n % k}
-REDUCED = {"list": list, "sum": sum, "max": max, "min": min, "sort": sorted, "reverse": lambda found: found[::-1],
-           "first": lambda found: found[0], "last": lambda found: found[-1], "count": len}
 VARIABLES = ("n", "x", "i")
+FIRST = types.SimpleNamespace(random=lambda: 0.0)  # a generator that always picks the first
 
 
 def _sensible(kind, mapping, reduction):
@@ -198,9 +186,10 @@ def _deck(seed, split):
 
 
 def _answers(problem):
-    (kind, k), (mapping, j), reduction = problem
-    keep, change, reduce = KEPT[kind], MAPPED[mapping], REDUCED[reduction]
-    return [reduce([change(n, j) for n in xs if keep(n, k)]) for xs in LISTS]
+    """Run the first spelling of a problem's program on LISTS: it is our own (a model's runs in scoring/sandbox.py alone)."""
+    scope = {}
+    exec(_program(FIRST, problem), scope)
+    return [scope["f"](xs) for xs in LISTS]
 
 
 def _program(rng, problem):

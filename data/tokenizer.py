@@ -101,19 +101,8 @@ def load_tokenizer(name):
     if name in _NAMED:
         return _NAMED[name](name)
     if Path(name).is_dir() or Path(name).suffix == ".gguf":
-        return _published(name, Path(name))
+        return Tokenizer(name, *read_tokenizer_files(Path(name)))
     return Tokenizer(name, read_ranks(name if Path(name).is_file() else one_of("tokenizer", name, (*_NAMED, "a ranks file"))))
-
-
-def _bytes(name):
-    return Tokenizer(name, {bytes([b]): b for b in range(256)})  # no merges: an id is a byte
-
-
-def _published(name, path):
-    try:
-        return Tokenizer(name, *read_tokenizer_files(path))
-    except ValueError as error:
-        raise UserError(f"{path}: tiktoken cannot split text by this tokenizer's pattern ({error})") from error
 
 
 def _gpt2(name):
@@ -149,5 +138,6 @@ def read_ranks(path):
     return ranks
 
 
-_NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)), "bytes": _bytes, "gpt2": _gpt2,
-          "smollm2": lambda name: _published(name, smollm2())}
+_NAMED = {"bpe": lambda name: Tokenizer(name, read_ranks(SHIPPED)),
+          "bytes": lambda name: Tokenizer(name, {bytes([b]): b for b in range(256)}),  # no merges: an id is a byte
+          "gpt2": _gpt2, "smollm2": lambda name: Tokenizer(name, *read_tokenizer_files(smollm2()))}

@@ -8,6 +8,7 @@ import json
 import re
 
 from engine.cli import UserError, check
+from engine.files import OBJECT, TEXT, as_text, read_json
 from engine.gguf import read_gguf
 
 # GPT-2's pattern, published with its weights; then with digits cut off first, so that the spaces before one stay together.
@@ -53,7 +54,7 @@ def _from_gguf(path):
 
 
 def _from_json(path):
-    content = json.loads((path / "tokenizer.json").read_text(encoding="utf-8-sig"))
+    content = read_json(path / "tokenizer.json", {"model": OBJECT})
     model, normal, pre = content["model"], (content.get("normalizer") or {}).get("type"), content.get("pre_tokenizer") or {}
     model.setdefault("type", "BPE" if "merges" in model else None)  # as in GPT-2's old file
     other = [key for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
@@ -78,11 +79,11 @@ def _from_json(path):
 
 def _from_lists(path):
     config = path / "config.json"
-    kind = json.loads(config.read_text(encoding="utf-8-sig")).get("model_type", "gpt2") if config.is_file() else "gpt2"
+    kind = read_json(config, {"model_type": TEXT})["model_type"] if config.is_file() else "gpt2"
     check(kind in FAMILY, f"{path}: vocab.json and merges.txt do not say how {kind!r} splits a text; tokenizer.json is needed")
-    lines = (path / "merges.txt").read_text(encoding="utf-8-sig").split("\n")
+    lines = as_text((path / "merges.txt").read_bytes(), path / "merges.txt").splitlines()
     merges = [line for line in lines if line and not line.startswith("#version:")]
-    return json.loads((path / "vocab.json").read_text(encoding="utf-8-sig")), merges, {}, *SPLITS[FAMILY[kind]]
+    return read_json(path / "vocab.json"), merges, {}, *SPLITS[FAMILY[kind]]
 
 
 def _laid_out(path, vocab, merges, added, pattern, nfc):

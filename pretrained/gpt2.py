@@ -1,6 +1,6 @@
 """The gpt2 flavour of the Transformer, so that AR2Diff can start from the published GPT-2 weights (read by published.py).
 
-    python train_diff.py --init_from=gpt2 ...      # or gpt2-xl, or a folder of such weights
+    python train_diff.py --init_from=FOLDER ...    # with GPT-2's files
 
 GPT-2 (Radford et al. 2019) as published: learned positions, LayerNorm with bias, GELU, biases, no QK-norm, logits unscaled.
 Its positions are absolute. A row's first token that is no padding stands at 0, and targets go on behind the inputs, so a text
@@ -10,16 +10,10 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from data import originals
 from engine.cli import check
+from engine.files import fitting, integer
 from model import Transformer, rms_norm
 
-# Name at huggingface.co/openai-community -> commit and SHA-256 of its model.safetensors, those that several public projects
-# pinned; the sizes between are not here, as no such sum was found.
-PUBLISHED = {
-    "gpt2": ("607a30d783dfa663caf39e06633721c8d4cfcd7e", "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707"),
-    "gpt2-xl": ("15ea56dee5df4983c59b2538573817e1667135e2", "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a"),
-}
 # Our module -> published.
 OUTER = {"embedding": ("wte",), "positions": ("wpe",), "norm": ("ln_f",)}
 INNER = {"attention_norm": ("ln_1",), "qkv": ("attn.c_attn",), "attention_out": ("attn.c_proj",),
@@ -58,6 +52,7 @@ class GPT2Block(nn.Module):
 class GPT2(Transformer):
     """The Transformer of model.py with the parts of GPT-2: the same encode() and decode(), patterns, context and cache."""
     Block = GPT2Block
+    init_weights = lambda self: None  # this flavour exists to start from weights that are there already
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
                  n_positions=1024):
@@ -66,9 +61,6 @@ class GPT2(Transformer):
         self.shape |= {"flavour": "gpt2", "n_positions": n_positions}
         self.positions = nn.Embedding(n_positions, width)
         self.norm = nn.LayerNorm(width)
-
-    def init_weights(self):
-        """Leave them as they are: this flavour exists to start from weights that are there already."""
 
     def add_positions(self, x, start, pad_mask):
         """Return x (B, T, C), which begins at column `start` of the canvas, with positions added. UserError beyond the last."""
@@ -97,23 +89,15 @@ class GPT2(Transformer):
         return F.linear(self.norm(x), self.embedding.weight)
 
 
-def fetch_weights(name):
-    """Return data/downloads/NAME/model.safetensors, fetched and checked first if it is not there."""
-    (commit, sha256), path = PUBLISHED[name], originals.DOWNLOADS / name / "model.safetensors"
-    url = f"https://huggingface.co/openai-community/{name}/resolve/{commit}/{path.name}"
-    return originals.download(url, path, sha256, f"put that file at {path}")
-
-
 def shape_of(config, found):
-    """Return the model's shape by its tensors and config.json; without that every head is 64 wide, as published."""
+    """Return the model's shape by its tensors and config.json."""
     check(all(name in found and found[name].dim() == 2 for name in ("wte.weight", "wpe.weight")),
           "no GPT-2: no wte.weight and wpe.weight, the embeddings of tokens and of positions")
     n_positions, width = found["wpe.weight"].shape
     n_layer = len({name.split(".")[1] for name in found if name.startswith("h.")})
-    n_head = config.get("n_head") or width / 64
-    check(n_layer > 0 and n_head in range(1, width + 1) and width % n_head == 0, f"{n_layer} layers, width {width}, {n_head} "
-          f"heads; config.json beside it must give an n_head that divides the width")
-    return dict(n_layer=n_layer, width=width, n_head=int(n_head), architecture="decoder-only", vector_width=0, flavour="gpt2",
+    n_head = fitting(config, {"n_head": integer(1)})["n_head"]
+    check(n_layer > 0 and width % n_head == 0, f"{n_layer} layers, width {width}, {n_head} heads, which must divide the width")
+    return dict(n_layer=n_layer, width=width, n_head=n_head, architecture="decoder-only", vector_width=0, flavour="gpt2",
                 n_positions=n_positions)
 
 

@@ -6,6 +6,7 @@ RMSNorm with gains, fewer heads of keys and values than of queries (arXiv 2305.1
 positions. Qwen2 adds biases to q, k and v; Qwen3 norms queries and keys. Published rotary pairs are (i, i + D/2), a half of the
 head apart; model.rotate() turns (2i, 2i + 1), so the rows of q and k change places on the way in, and back on the way out.
 """
+import math
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from engine.cli import check, one_of
+from engine.files import fitting, integer
 from model import Transformer, rms_norm, rotate
 
 # Ours -> transformers', GGUF's: names of modules, and below of what config.json says.
@@ -30,6 +32,7 @@ FIELDS = {"n_layer": ("num_hidden_layers", "block_count"), "width": ("hidden_siz
           "n_kv_head": ("num_key_value_heads", "attention.head_count_kv"), "head_width": ("head_dim", "attention.key_length"),
           "n_positions": ("max_position_embeddings", "context_length"), "base": ("rope_theta", "rope.freq_base"),
           "eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon")}
+POSITIVE = "a number above 0", lambda x: type(x) in (int, float) and 0 < x < math.inf
 SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 # What config.json says of a model that is like this class; and what sounds like that, but is read, or changes nothing.
 LIKE = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False}
@@ -68,6 +71,7 @@ class LlamaBlock(nn.Module):
 
 class Llama(Transformer):
     """The Transformer of model.py with the parts of Llama: the same encode() and decode(), patterns, context and cache."""
+    init_weights = lambda self: None  # this flavour exists to start from weights that are there already
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
                  n_kv_head=1, head_width=64, mlp_width=1, eps=1e-6, bias=False, qk_norm=False, base=10000.0, scaling=None,
@@ -79,9 +83,6 @@ class Llama(Transformer):
         self.shape |= block | dict(flavour="llama", base=base, scaling=scaling, tied=tied, n_positions=n_positions)
         self.norm = nn.RMSNorm(width, eps)
         self.head = None if tied else nn.Linear(width, vocab_size, bias=False)
-
-    def init_weights(self):
-        """Leave them as they are: this flavour exists to start from weights that are there already."""
 
     def embed(self, inputs, pad_mask):
         return self.dropout(self.embedding(inputs))
@@ -115,15 +116,11 @@ def shape_of(config, found):
     rope, name = config.get("rope_parameters") or config.get("rope_scaling") or {}, config["model_type"]
     scaled = one_of("rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "llama3")) == "llama3"
     check({*config.get("layer_types", [])} <= {"full_attention"}, f"layer_types={config.get('layer_types')} are not known here")
-    shape = {ours: config.get(theirs) for ours, (theirs, _) in FIELDS.items()}
-    shape["base"] = rope.get("rope_theta", shape["base"])
-    kinds = {ours: (int, float) if ours in ("base", "eps") else int for ours in shape}
-    odd = {FIELDS[ours][0]: x for ours, x in shape.items() if x is not None and not (isinstance(x, kinds[ours]) and x > 0)}
-    check(not odd, f"no such numbers: {odd}")
-    missing = [FIELDS[ours][0] for ours in shape if shape[ours] is None and ours != "head_width"]
-    missing += [key for key in SCALING if scaled and key not in rope]
-    check(not missing, f"not said: {', '.join(missing)}")
-    check(shape["n_layer"] > 0 and shape["n_head"] % shape["n_kv_head"] == 0, f"no such shape: {shape}")
+    said = {key: value for key, value in (config | rope).items() if value is not None}
+    fitting(said, {theirs + "?" * (ours == "head_width"): POSITIVE if ours in ("base", "eps") else integer(1, 1 << 30)
+                   for ours, (theirs, _) in FIELDS.items()} | (dict.fromkeys(SCALING, POSITIVE) if scaled else {}))
+    shape = {ours: said.get(theirs) for ours, (theirs, _) in FIELDS.items()}
+    check(shape["n_layer"] <= len(found) and shape["n_head"] % shape["n_kv_head"] == 0, f"no such shape: {shape}")
     return shape | dict(architecture="decoder-only", flavour="llama", vector_width=0, bias=name == "qwen2",
                         qk_norm=name == "qwen3", head_width=shape["head_width"] or shape["width"] // shape["n_head"],
                         tied=config.get("tie_word_embeddings", "lm_head.weight" not in found),

@@ -11,19 +11,18 @@ from diffusion import PROCESSES
 from engine.checkpoint import FORMAT, checked, read_checkpoint
 from engine.cli import UserError, check
 from model import INPUTS_ATTENTION
-from pretrained.gpt2 import PUBLISHED, fetch_weights
 from pretrained.published import WEIGHTS, import_published, model_of
 
 
 def find_checkpoint(path):
-    """Return the file: `path` itself, ckpt.pt or published weights in it, or those of a published name, fetched if need be."""
-    if str(path) in ("smollm2", *PUBLISHED) and not Path(path).exists():
-        return smollm2() if str(path) == "smollm2" else fetch_weights(str(path))
+    """Return the file: `path` itself, ckpt.pt or published weights in it, or those of the name smollm2, fetched if need be."""
     path = Path(path)
+    if str(path) == "smollm2" and not path.exists():
+        return smollm2()
     files = [path / name for name in ("ckpt.pt", *WEIGHTS)] if path.is_dir() else [path]
     found = next((file for file in files if file.is_file()), None)
     check(found, f"no checkpoint at {files[0]}; give the .pt file or the out_dir of a run, a published model's folder or .gguf "
-                 f"file, smollm2, {', '.join(PUBLISHED)}")
+                 f"file, or the name smollm2")
     return found
 
 
@@ -65,12 +64,11 @@ def tokenizer_of(checkpoint):
 
 def process_of(checkpoint):
     """Return the process (an Autoregressive or one of diffusion.py) that a checkpoint was trained with."""
-    options, name = dict(checkpoint["process"]), checkpoint["process"]["name"]
-    del options["name"]
-    check(name == "ar" or name in PROCESSES, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
-    cls, shape = Autoregressive if name == "ar" else PROCESSES[name], checkpoint["shape"]
+    options, classes = dict(checkpoint["process"]), PROCESSES | {"ar": Autoregressive}
+    name = options.pop("name")
+    check(name in classes, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
     try:
-        process, kinds = cls(**options), typing.get_type_hints(cls)
+        process, kinds, shape = classes[name](**options), typing.get_type_hints(classes[name]), checkpoint["shape"]
     except TypeError as error:
         raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
     check(vars(process).keys() == options.keys(), f"this is a checkpoint of the process {name!r} without all of its options")

@@ -24,6 +24,7 @@ from data.tokenizer_files import has_files
 from engine.checkpoint import read_checkpoint, read_plain
 from engine.cli import UserError, check, parse, run
 from engine.devices import check_memory
+from engine.files import OBJECT, TEXT, read_json
 from engine.gguf import dequantised, read_gguf
 from model import Transformer
 from pretrained import gpt2, llama
@@ -35,6 +36,10 @@ FAMILIES = {name: flavour for flavour in FLAVOURS.values() for name in flavour.F
 # Fields of a config that by their names change what is computed: unless a flavour knows them, they are refused.
 SUSPECT = re.compile("attn|attention|rope|rotary|norm|scal|multiplier|softcap|bias|window|expert|quantization|auto_map")
 BUFFERS = re.compile(r".*\.(attn\.(masked_)?bias|rotary_emb\.inv_freq)")  # causal masks and angles, no weights
+of_texts = lambda x: isinstance(x, dict) and x != {} and {*map(type, x.values())} == {str}
+CONFIG = {"model_type": TEXT, "ar2diff_process?": OBJECT,
+          "ar2diff_canvas?": ("two whole numbers", lambda x: isinstance(x, list) and [*map(type, x)] == [int, int]),
+          "ar2diff_tokenizer?": ("a name and a hash", lambda x: of_texts(x) and x.keys() == {"name", "hash"})}
 
 
 def model_of(shape, dropout=0.0):
@@ -51,8 +56,8 @@ def import_published(file, tokenizer=None):
     """
     is_gguf = file.suffix == ".gguf"
     config, found = from_gguf(file) if is_gguf else from_folder(file)
-    kind = config.get("model_type")
-    check(isinstance(kind, str) and kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
+    kind = config["model_type"]
+    check(kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
     flavour = FAMILIES[kind]
     shape = checked_shape(file, flavour, config, found)
     theirs = names(flavour, shape["n_layer"], int(is_gguf))
@@ -63,13 +68,10 @@ def import_published(file, tokenizer=None):
     for name in {"embedding.weight", "head.weight"} & model.keys():
         model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) and eos else eos)
     ar = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
-    process = config.get("ar2diff_process", ar)
-    canvas = config.get("ar2diff_canvas", [0, min(256, shape["n_positions"] // 2)])
-    fits = isinstance(process, dict) and "name" in process and isinstance(canvas, list) and [*map(type, canvas)] == [int, int]
-    check(fits, f"{file}: ar2diff_process or ar2diff_canvas in its config is damaged")
-    return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=process, step=0, config={"data": ""},
-                tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=canvas[0], target_len=canvas[1], data="",
-                history=[f"published weights of {file}"])
+    input_len, target_len = config.get("ar2diff_canvas", [0, min(256, shape["n_positions"] // 2)])
+    return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=config.get("ar2diff_process", ar),
+                tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len, target_len=target_len, step=0,
+                config={"data": ""}, data="", history=[f"published weights of {file}"])
 
 
 def start_of(tokenizer):
@@ -113,22 +115,13 @@ def renamed(tensors, modules, turn):
 
 def from_folder(file):
     """Return (config.json, {published name: tensor}) of weights, or of the index of their shards."""
-    config, found = read_json(file.with_name("config.json")), {}
-    index = read_json(file).get("weight_map", {}) if file.suffix == ".json" else {"": file.name}
-    check(index and isinstance(index, dict) and {*map(type, index.values())} == {str}, f"{file} names no shards")
-    for shard in sorted({*index.values()}):
+    config, found, shards = read_json(file.with_name("config.json"), CONFIG), {}, {file.name}
+    if file.suffix == ".json":
+        shards = {*read_json(file, {"weight_map": ("names of shards", of_texts)})["weight_map"].values()}
+    for shard in sorted(shards):
         found |= read_tensors(file.with_name(Path(shard).name))
     check_memory(file, sum(tensor.numel() for tensor in found.values()))
-    found = {name.removeprefix("transformer."): tensor for name, tensor in found.items() if not BUFFERS.fullmatch(name)}
-    return ({"model_type": "gpt2"} if "wte.weight" in found else {}) | config, found
-
-
-def read_json(path):
-    """Return the dict in a file, an empty one if there is none. Raises UserError."""
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8-sig")).items()) if path.is_file() else {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is no description of a model ({error})") from error
+    return config, {name.removeprefix("transformer."): x for name, x in found.items() if not BUFFERS.fullmatch(name)}
 
 
 def read_tensors(file):
@@ -193,8 +186,6 @@ def checked_shape(file, flavour, config, found):
 def tokenizer_for(file, config, n_rows, name):
     """Return the tokenizer of a model with n_rows tokens; ids None: its rows are in our layout. Raises UserError."""
     own, place = config.get("ar2diff_tokenizer"), (file if file.suffix == ".gguf" else file.parent).resolve()
-    check(own is None or (isinstance(own, dict) and {*map(type, own.values())} == {str} and own.keys() == {"name", "hash"}),
-          f"{file}: ar2diff_tokenizer in its config must hold a name and a hash")
     beside = load_tokenizer(str(place)) if own is None and has_files(place) else None
     name = name or (own["name"] if own else "smollm2" if file == originals.SMOLLM2 else str(place) if beside else
                     "gpt2" if config["model_type"] == "gpt2" else None)

@@ -59,6 +59,7 @@ def test_every_flag_that_is_named_exists(doc):
                for path in sorted((ROOT / folder).glob("*.py")) if "\nclass Config" in path.read_text(encoding="utf-8")]
     everything = {flag for script in scripts for flag in flags_of(script)}
     others = {"nproc_per_node", "nnodes", "rdzv_backend", "rdzv_id", "rdzv_endpoint", "no-deps", "set-upstream", "help"}
+    others |= {"anneal_steps"} if doc.name == "older.md" else set()  # results keep the names of their time
     for code in inline(doc.read_text(encoding="utf-8")):
         called = next((script for script in scripts if re.match(rf"(python )?{re.escape(script)}\b", code)), None)
         own = set(flags_of(called)) if called else everything

@@ -14,7 +14,7 @@ SHARED = ["--data=pairs", "--size=2x64x2", "--batch_size=16", "--steps=60", "--w
 RUNS = {  # each may start from those before it
     "ar": [], "uniform": [], "absorbing": ["--process=absorbing"], "gaussian": ["--process=gaussian"],
     "ar2diff": ["--init_from=ar"], "ar2diff_shift": ["--init_from=ar", "--shift"],
-    "ar2diff_guided": ["--init_from=ar", "--ar_weight=0.5", "--anneal_steps=30"],
+    "ar2diff_guided": ["--init_from=ar", "--ar_weight=0.5"],
 }
 
 

@@ -1,12 +1,7 @@
 """pretrained/gpt2.py against the reference library, transformers: import, export, every attention pattern on random models."""
-import email.message
-import hashlib
-import io
 import json
 import math
 import shutil
-import urllib.error
-import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -20,8 +15,7 @@ import eval as eval_script
 import sample
 from ar2diff import transfer
 from autoregressive import cross_entropy
-from conftest import Run, width_of
-from data import originals
+from conftest import width_of
 from data.dataset import Batch, open_data
 from diffusion import Absorbing, Gaussian, Uniform
 from engine.checkpoint import save_checkpoint
@@ -306,16 +300,14 @@ def test_the_checkpoint_says_what_it_is(small):
     lambda t, c: t | {"lm_head.weight": t["wte.weight"].clone()},
     lambda t, c: t | {f"h.{i}.attn.{name}": torch.ones(1, 1, 4, 4) for i in range(2) for name in ("bias", "masked_bias")},
     lambda t, c: {k: v.double() for k, v in t.items()},
-    lambda t, c: c.clear() or t,
-], ids=["prefix", "lm_head", "buffers", "dtype", "no config"])
+], ids=["prefix", "lm_head", "buffers", "dtype"])
 def test_every_published_variant_is_the_same_model(tmp_path, change):
     reference = make(tmp_path / "a", SHAPES[3], seed=2)  # heads of 64, as the published sizes have
     tensors = {k.removeprefix("transformer."): t for k, t in load_file(tmp_path / "a" / "model.safetensors").items()}
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     (tmp_path / "b").mkdir()
     save_file(change(tensors, config), tmp_path / "b" / "x.safetensors")
-    if config:
-        (tmp_path / "b" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config))
     model = build_model(load_checkpoint(tmp_path / "b" / "x.safetensors", tokenizer="bytes")).eval()
     y = tokens(2, 20)
     with torch.no_grad():
@@ -430,30 +422,36 @@ def test_tensors_that_do_not_fit_are_listed(small, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("config, message", [
-    ("{", "config.json is no description of a model"), ("[]", "config.json is no description of a model"),
-    ('{"n_head": 5}', "width 48, 5 heads; config.json beside it must give an n_head that divides"),
-    ('{"n_head": "3"}', "n_head that divides"), ('{"n_head": 2.5}', "n_head that divides"), ("{}", "0.75 heads"),
-    ('{"n_head": 3, "activation_function": "relu"}', "activation_function=gelu_new, not relu"),
-    ('{"n_head": 3, "scale_attn_by_inverse_layer_idx": true}', "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
-    ('{"n_head": 3, "model_type": "gpt_neo"}', "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
-    ('{"n_head": 3, "attention_sink": 4}', "its config says attention_sink=4, which is not known here"),
-    ('{"n_head": 3, "ar2diff_tokenizer": {"name": "bytes", "hash": "0"}}', "not trained with the tokenizer 'bytes'"),
+    ("{", "config.json: not JSON .Expecting"), ("[]", "an object with 'model_type' is needed, not a list"),
+    ("{}", "config.json: 'model_type' is missing"), ('{"model_type": "gpt2"}', "'n_head' is missing"),
+    (dict(n_head=5), "width 48, 5 heads, which must divide the width"),
+    (dict(n_head="3"), "'n_head' must be a whole number"), (dict(n_head=2.5), "'n_head' must be a whole number"),
+    (dict(n_head=3, activation_function="relu"), "activation_function=gelu_new, not relu"),
+    (dict(n_head=3, scale_attn_by_inverse_layer_idx=True), "a gpt2 has scale_attn_by_inverse_layer_idx=False, not True"),
+    (dict(n_head=3, model_type="gpt_neo"), "a model of type 'gpt_neo'; known are gpt2, llama, qwen2, qwen3"),
+    (dict(n_head=3, attention_sink=4), "its config says attention_sink=4, which is not known here"),
+    (dict(n_head=3, ar2diff_tokenizer={"name": "bytes", "hash": "0"}), "not trained with the tokenizer 'bytes'"),
+    (dict(n_head=3, ar2diff_tokenizer={"name": "bytes"}), "'ar2diff_tokenizer' must be a name and a hash"),
 ])
 def test_a_config_of_another_model_is_refused(small, tmp_path, config, message):
     shutil.copy(small[1] / "model.safetensors", tmp_path)
-    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps({"model_type": "gpt2"} | config))
     refused(message, load_checkpoint, tmp_path, tokenizer="bytes")
 
 
 def test_damaged_files_another_tokenizer_and_a_missing_library_are_named(small, tmp_path, monkeypatch):
     whole = (small[1] / "model.safetensors").read_bytes()
+    (tmp_path / "alone.safetensors").write_bytes(whole)
+    refused("config.json: No such file", load_checkpoint, tmp_path / "alone.safetensors", tokenizer="bytes")
+    shutil.copy(small[1] / "config.json", tmp_path)
     for name, content in (("cut", whole[:-100]), ("page", b"<html>please log in</html>"), ("empty", b"")):
         path = tmp_path / f"{name}.safetensors"
         path.write_bytes(content)
         refused(f"{name}.safetensors is truncated or no safetensors file", load_checkpoint, path, tokenizer="bytes")
     refused("was not trained with the tokenizer 'bpe'", load_checkpoint, small[1], tokenizer="bpe")
     refused("did you mean 'bytes'", load_checkpoint, small[1], tokenizer="byte")
-    refused("no checkpoint at .*gpt2-huge; .*gpt2-xl", load_checkpoint, tmp_path / "gpt2-huge")
+    refused("no checkpoint at .*gpt2-huge; .* or the name smollm2", load_checkpoint, tmp_path / "gpt2-huge")
+    refused("no checkpoint at gpt2; ", load_checkpoint, "gpt2")  # which names a tokenizer alone
 
 
 def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_written(train, small, task, tmp_path):
@@ -486,63 +484,3 @@ def test_only_what_the_format_can_hold_is_exported(train, small, ar_run, tmp_pat
                            ([ar, gaussian / "new"], "cannot prepare")):
         refused(message, export_main, [str(tmp_path / word) for word in words])
     assert not list(there.iterdir()) and not (tmp_path / "new").exists()
-
-
-# ---- fetching, with a fake internet ----
-
-@pytest.fixture
-def internet(small, tmp_path, monkeypatch):
-    """({part of an address: bytes, or an error to raise}, addresses asked for); files are kept in tmp_path."""
-    pages, asked = {}, []
-
-    def urlopen(url, timeout):
-        asked.append(url)
-        content = next(content for part, content in pages.items() if part in url)
-        if isinstance(content, Exception):
-            raise content
-        reply = io.BytesIO(content)
-        reply.headers = email.message.Message()
-        return reply
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    monkeypatch.setattr(originals, "DOWNLOADS", tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return pages, asked
-
-
-def test_a_published_name_is_fetched_checked_and_kept(internet, tmp_path, monkeypatch):
-    make(tmp_path / "a", SHAPES[3])
-    content = (tmp_path / "a" / "model.safetensors").read_bytes()
-    pages, asked = internet
-    pages["/resolve/"] = content
-    for name in gpt2.PUBLISHED:
-        monkeypatch.setitem(gpt2.PUBLISHED, name, ("0123abc", hashlib.sha256(content).hexdigest()))
-        asked.clear()
-        c = load_checkpoint(name, tokenizer="bytes")
-        assert asked == [f"https://huggingface.co/openai-community/{name}/resolve/0123abc/model.safetensors"]
-        assert c["shape"]["n_head"] == 2 and name in c["history"][0]
-        assert (tmp_path / name / "model.safetensors").read_bytes() == content
-        load_checkpoint(name, tokenizer="bytes")  # now a folder of this name is here: no other way
-        monkeypatch.chdir(tmp_path / "a")
-        load_checkpoint(name, tokenizer="bytes")
-        assert len(asked) == 1
-        monkeypatch.chdir(tmp_path)
-
-
-def test_a_download_with_another_sum_is_not_kept(internet, tmp_path):
-    internet[0]["/resolve/"] = b"something else"
-    refused("arrived with SHA-256 .*, not 248dfc.*: the download broke", load_checkpoint, "gpt2")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_offline_one_line_tells_where_to_put_the_file(internet, tmp_path):
-    pages, asked = internet
-    pages[""] = urllib.error.URLError("no route")
-    for name in gpt2.PUBLISHED:
-        refused(f"cannot fetch https://huggingface.co/openai-community/{name}/resolve/.*; without internet, put that file at "
-                f"{tmp_path}/{name}/model.safetensors", load_checkpoint, name)
-    assert len(asked) == 2 and not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_folder_of_ones_own_goes_before_the_published_name(internet, small, ar_run, tmp_path):
-    shutil.copytree(ar_run.folder, tmp_path / "gpt2")
-    assert load_checkpoint("gpt2")["step"] == Run(tmp_path / "gpt2").checkpoint()["step"] == 4 and not internet[1]

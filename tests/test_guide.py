@@ -1,4 +1,4 @@
-"""What may be added when AR weights become a diffusion model: shift, annealing, the AR loss."""
+"""What may be added when AR weights become a diffusion model: shift, several canvases, the AR loss."""
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,6 @@ from beyond.likelihood import bound_of
 from conftest import EOS, MASK, PAD, S, T, ragged_batch, tiny_model, train_noise, width_of
 from diffusion import Absorbing, Gaussian, Uniform
 from engine.cli import UserError
-from engine.noise import Noise
 from pretrained.loading import process_of
 
 PROCESSES = [Uniform(11), Absorbing(MASK), Gaussian(16)]
@@ -32,8 +31,8 @@ def test_shifted_logits_are_those_that_ar_would_read_of_the_same_tokens():
     model, batch = tiny_model(), ragged_batch()
     context = model.encode(batch.inputs, batch.pad_mask, "causal")
     expected = model.decode(AR.feed(batch.targets), context, "causal")
-    for ahead, same in ((0, True), (3, False)):
-        process = Uniform(11, shift=MASK, targets_attention=ahead)
+    for attention, same in (("causal", True), ("bidirectional", False)):
+        process = Uniform(11, shift=MASK, targets_attention=attention)
         found = diffusion.denoise(process, model, batch.targets, context)
         assert ((found - expected).abs().max() < 1e-5) == same and found.shape == expected.shape
 
@@ -82,40 +81,6 @@ def test_many_draws_train_on_as_many_canvases_behind_one_encoding(process, monke
     assert one.total.item() == process.loss(model, batch, train_noise(batch)).total.item(), "one draw: the process itself"
 
 
-# ---- annealing ----
-
-def test_a_number_as_attention_pattern_is_how_many_targets_to_the_right_are_seen():
-    model, y = tiny_model(), torch.randint(9, (1, T), generator=torch.Generator().manual_seed(0))
-    model.blocks = model.blocks[:1]  # two layers see twice as far
-    inputs, pad_mask = torch.randint(9, (1, S)), torch.tensor([[True, False, False, False]])
-    for mask in (None, pad_mask):
-        logits = lambda y, attention: model.decode(y, model.encode(inputs, mask), attention)[0]  # noqa: B023
-        for ahead in range(T):
-            for j in range(T):
-                changed = y.clone()
-                changed[0, j] = (y[0, j] + 1) % 9
-                moved = (logits(changed, ahead) - logits(y, ahead)).abs().amax(-1) > 1e-6
-                assert moved.tolist() == [j <= i + ahead for i in range(T)]
-        assert (logits(y, 0) - logits(y, "causal")).abs().max() < 1e-6
-        assert (logits(y, T) - logits(y, "bidirectional")).abs().max() < 1e-6
-
-
-@every_process
-def test_annealing_reveals_the_right_context_in_even_steps_and_in_training_alone(process, monkeypatch):
-    model, batch, seen = tiny_model(vector_width=width_of(process)), ragged_batch(), []
-    guided, decode = guide(process, anneal_steps=3 * T), model.decode
-    monkeypatch.setattr(model, "decode", lambda y, context, attention: seen.append(attention) or decode(y, context, attention))
-    for step in (0, 1, 3, 4 * 3, 3 * T - 1, 3 * T, 1000):
-        seen.clear()
-        guided.at(step).loss(model, batch, train_noise(batch, step), cross_entropy)
-        assert set(seen) == {step // 3 if step < 3 * T else "bidirectional"}
-    seen.clear()
-    process.loss(model, batch, Noise(0, "valid", 0, range(4)))
-    list(process.generate(model, batch, Noise(0, "generate", 0, range(4)), n_steps=2, n_samples=1))
-    bound_of(process)(process, model, batch, train_noise(batch), 2)
-    assert set(seen) == {"bidirectional"} == {process.targets_attention}
-
-
 # ---- AR loss ----
 
 @every_process
@@ -132,18 +97,18 @@ def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_lo
 def test_every_help_trains_from_the_command_line_and_is_recorded(process, train, ar_run, tmp_path):
     flags = [f"--init_from={ar_run.folder}", f"--process={process.name}", *FEW]
     runs = {flag: train("diff", tmp_path / str(i), *flags, *flag.split()) for i, flag in enumerate(
-        ["", "--shift", "--anneal_steps=100", "--ar_weight=0.5"])}
+        ["", "--shift", "--n_draws=2", "--ar_weight=0.5"])}
     weights = [run.checkpoint()["model"]["embedding.weight"] for run in runs.values()]
     assert all(w.isfinite().all() for w in weights)
     assert all(not torch.equal(w, v) for i, w in enumerate(weights) for v in weights[:i]), "each has an effect of its own"
     shifted = process_of(runs["--shift"].checkpoint())
-    annealed = runs["--anneal_steps=100"].checkpoint()
-    assert shifted.shift == 258 and annealed["config"]["anneal_steps"] == 100
-    assert process_of(annealed) == process_of(runs[""].checkpoint()), "what was hidden for a while is no property of the model"
+    guided = runs["--ar_weight=0.5"].checkpoint()
+    assert shifted.shift == 258 and guided["config"]["ar_weight"] == 0.5
+    assert process_of(guided) == process_of(runs[""].checkpoint()), "what else it was trained by is no property of the model"
     on = train("diff", tmp_path / "on", f"--init_from={runs['--shift'].folder}", *FEW)
     assert process_of(on.checkpoint()).shift == 258, "a model that reads shifted goes on so"
-    on = train("diff", tmp_path / "off", f"--init_from={runs['--anneal_steps=100'].folder}", *FEW)
-    assert on.checkpoint()["config"]["anneal_steps"] == 0, "what was revealed is not hidden again"
+    on = train("diff", tmp_path / "off", f"--init_from={runs['--ar_weight=0.5'].folder}", *FEW)
+    assert on.checkpoint()["config"]["ar_weight"] == 0, "help is asked for anew"
 
 
 def test_a_run_tells_its_step_to_what_guides_it_also_when_it_is_resumed(train, tmp_path, monkeypatch):
@@ -155,7 +120,7 @@ def test_a_run_tells_its_step_to_what_guides_it_also_when_it_is_resumed(train, t
 
 
 def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_compare(train, ar_run, tmp_path):
-    help = ["--ar_weight=9", "--anneal_steps=100"]
+    help = ["--ar_weight=9", "--n_draws=2"]
     origin = [f"--init_from={ar_run.folder}", "--lr=1e-12", *FEW]
     logs = [train("diff", tmp_path / str(i), *origin, *flags).log() for i, flags in enumerate((help, []))]
     (train_helped, valid_helped), (train_alone, valid_alone) = [(log[0], log[-1]) for log in logs]
@@ -165,8 +130,7 @@ def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_c
 @pytest.mark.parametrize("flags, message", [
     (["--ar_weight=-1"], "--ar_weight=-1.0 must be 0 or more, and finite"),
     (["--ar_weight=inf"], "--ar_weight=inf must be 0 or more, and finite"),
-    (["--anneal_steps=-1"], "--anneal_steps=-1 must not be negative"),
-    (["--anneal_steps=5", "--inputs_attention=full"], "--anneal_steps does not go with --inputs_attention=full"),
+    (["--n_draws=0"], "--n_draws=0 must be at least 1"),
     (["--shift", "--architecture=encoder-decoder"], "--shift: the targets of an encoder-decoder do not follow its inputs")])
 def test_what_makes_no_sense_is_one_line_and_writes_nothing(train, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
