@@ -86,7 +86,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
                 noise = Noise(config.seed, "train", step, rows)
                 with synchronised(loss_of, last=m + 1 == n_micro):
                     with autocast:
-                        losses = loss_of(guide.at(step) if guide else process, batch, noise)
+                        losses = loss_of(guide or process, batch, noise)
                     (losses.total / n_micro).backward()
                 tally.add(losses)
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)

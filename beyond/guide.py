@@ -7,7 +7,7 @@ where inputs are long, three more cost less than the first. Validation is the lo
 """
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from autoregressive import Autoregressive
 from engine.cli import check
@@ -21,14 +21,10 @@ class GuideConfig:
 
 @dataclass
 class Guide:
-    """What a process is trained by at one step: its own loss, with the help that the flags ask for."""
+    """What a process is trained by: its own loss, with the help that the flags ask for."""
     process: object
     ar: Autoregressive  # of the same weights
     config: GuideConfig
-    step: int = 0
-
-    def at(self, step):
-        return replace(self, step=step)
 
     def loss(self, model, batch, rng, token_loss):
         """Return the Losses of the process, plus what the weights ask for."""

@@ -111,14 +111,6 @@ def test_every_help_trains_from_the_command_line_and_is_recorded(process, train,
     assert on.checkpoint()["config"]["ar_weight"] == 0, "help is asked for anew"
 
 
-def test_a_run_tells_its_step_to_what_guides_it_also_when_it_is_resumed(train, tmp_path, monkeypatch):
-    told, at = [], Guide.at
-    monkeypatch.setattr(Guide, "at", lambda self, step: (told.append(step), at(self, step))[1])
-    for steps, more in ((2, []), (3, ["--resume"])):
-        train("diff", tmp_path / "x", "--ar_weight=0.5", f"--steps={steps}", "--micro_batch_size=4", *more)
-    assert told == [0, 0, 1, 1, 2, 2]
-
-
 def test_validation_is_by_the_process_alone_so_that_runs_with_and_without_help_compare(train, ar_run, tmp_path):
     help = ["--ar_weight=9", "--n_draws=2"]
     origin = [f"--init_from={ar_run.folder}", "--lr=1e-12", *FEW]
