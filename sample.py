@@ -5,7 +5,7 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 
-\n in --infill is a line end.
+\n in --infill is a line end, \\n a backslash and an n; a gap is three underscores or more.
 """
 import inspect
 import itertools

@@ -8,6 +8,7 @@ canvas has fixed columns, so text behind a gap fixes the gap's length. All lengt
 likelihood.py is kept. A space before a gap belongs to the gap, as tokens bring the space before their word along.
 """
 import itertools
+import re
 import time
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from data.dataset import pad_rows
 from engine.cli import check
 from engine.noise import Noise
 
-GAP = "___"
+GAP = "___"  # or longer
 MAX_ROWS = 64  # choices of gap lengths that are decoded together
 
 
@@ -26,7 +27,8 @@ def canvases(template, tokenizer, target_len, gap_len):
 
     A gap that text follows has 1 to gap_len tokens; one at the end is open: the model decides where it ends. Raises UserError.
     """
-    *before, after = template.replace("\\n", "\n").split(GAP)  # \n as typed on a command line
+    typed = re.sub(r"\\([\\n])", lambda escape: {"n": "\n"}.get(escape[1], "\\"), template)
+    *before, after = re.split("_{3,}", typed)
     pieces = [tokenizer.encode(piece.removesuffix(" ")) for piece in before] + [tokenizer.encode(after)]
     check(len(pieces) > 1, f"the template has no gap: write {GAP} where text is missing")
     check(gap_len >= 1, f"--gap_len={gap_len} must be at least 1")

@@ -11,6 +11,7 @@ no text encodes to one, not even "<|endoftext|>".
 """
 import base64
 import hashlib
+import re
 import unicodedata
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from data.tokenizer_files import GPT2_PATTERN, read_tokenizer_files
 from engine.cli import UserError, check, one_of
 
 N_SENTINELS = 100  # as in T5, for span corruption
+MOST_SPACES = 900_000  # in a row, for a pattern that looks ahead: with a million tiktoken panics (its issues 15, 245)
 # 3993 + 103 special ids = 4096. Learned with PATTERN by the library `tokenizers` 0.23.3 from Python 3.11.7 (code 2.2 MB, docs
 # 2.2), 107 books in English (4.4), training captions of Multi30k (en 1.8, fr 2.1, de 0.5): data/train_bpe.py at 987c4fc.
 SHIPPED = Path(__file__).parent / "bpe4k.tiktoken"
@@ -53,7 +55,7 @@ class Tokenizer:
         self.vocab_size = -(-self.sentinels.stop // 64) * 64  # matrix units like multiples of 64
         # Uniform noise draws from [0, n_noise): whatever a clean target may hold, hence EOS and PAD too, and nothing else.
         self.n_noise = self.n_text + 2
-        self.hash = self._hash(ranks, pattern)
+        self.hash, self.backtracks = self._hash(ranks, pattern), "(?!" in pattern
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     def _hash(self, ranks, pattern):
@@ -71,6 +73,10 @@ class Tokenizer:
         return self._encoding.encode_ordinary_batch(list(map(self._normal, texts)))
 
     def _normal(self, text):
+        if self.backtracks and len(text) > MOST_SPACES:
+            longest = max(len(run[0]) for run in re.finditer(r"\s*", text))
+            check(longest <= MOST_SPACES, f"a text holds more than {MOST_SPACES:,} spaces in a row, on which the pattern of "
+                                          f"tokenizer {self.name!r} gives up; --tokenizer=bpe takes them")
         return unicodedata.normalize("NFC", text) if self.nfc else text
 
     def decode(self, ids):

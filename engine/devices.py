@@ -45,7 +45,10 @@ def pick_device(name):
 
 def start_ranks(device, batch_size, micro_batch_size, fsdp):
     """Return (rank, world, device), joining the process group when started by torchrun. Raises UserError."""
-    world, device = int(os.environ.get("WORLD_SIZE", 1)), pick_device(device)
+    said, device = os.environ.get("WORLD_SIZE", "1"), pick_device(device)
+    torchrun = said.isdigit() and {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    check(said == "1" or torchrun, f"WORLD_SIZE={said!r} is set, but not by torchrun; unset it, or start with torchrun")
+    world = int(said)
     check(batch_size % world == 0, f"--batch_size={batch_size} is not divisible by {world} ranks")
     micro = min(micro_batch_size, batch_size // world)
     check(batch_size // world % micro == 0, f"--batch_size={batch_size} over {world} rank(s) is not divisible by "

@@ -693,6 +693,9 @@ def task_13():
     holds((rows("a___ b", 6, 1), rows("a___ b___", 5, 1)) == (["a_ bEP"], ["a_ b_"]),
           "a space behind a gap belongs to the text that follows: leave it there")
     holds(rows("a\\n___", 4, 1) == ["a\n__"], "\\n as it is typed on a command line is a line end")
+    holds(rows("a\\\\n___", 6, 1) == ["a\\n___"],
+          "two backslashes and an n, as typed, are a backslash and an n")
+    holds(rows("a_____b", 8, 1) == rows("a___b", 8, 1), "five underscores are one gap, not a gap and two underscores of text")
     for template, target_len, gap_len, why in (
             ("no gap", 9, 2, "a template without a gap"), ("a___", 9, 0, "gap_len=0"),
             ("abcd___e", 6, 2, "a template that does not fit the canvas"),

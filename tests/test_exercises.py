@@ -133,7 +133,7 @@ WRONG = {
            ("[*end, tokenizer.eos] if end else []", "end", "followed by EOS"), ('.removesuffix(" ")', "", "belongs to the gap"),
            ('.removesuffix(" ")', ".strip()", "a space behind a gap"),
            ("len(starts) if end else len(starts) - 1", "len(starts)", "it is open up to the end"),
-           ('.replace("\\\\n", "\\n")', "", "is a line end"),
+           ('{"n": "\\n"}', "{}", "is a line end"), ('"_{3,}"', '"___"', "are one gap"),
            ("sum(lengths) + 1 > target_len", "sum(lengths) > target_len", "lengths that do not fit the canvas with EOS"),
            ("check(gap_len >= 1,", "check(True,", "gap_len=0 must be refused")],
     "14": [("T, agreed + 1)", "T, agreed)", "a round settled nothing"),

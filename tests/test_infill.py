@@ -44,9 +44,17 @@ def test_lengths_that_do_not_fit_the_canvas_are_not_tried():
     assert targets.shape == (2, 7)  # one or two tokens between "abc", "d" and EOS
 
 
-def test_a_line_end_is_typed_as_backslash_n():
-    targets, frozen = canvases("a\\n___", TOKENIZER, 4, gap_len=1)
-    assert targets[frozen].tolist() == ids("a\n")
+@pytest.mark.parametrize("typed, text", [("a\\n___", "a\n"), ('"\\\\n"___', '"\\n"'), ("\\\\\\n___", "\\\n"), ("\\t___", "\\t"),
+                                         ("a\\___", "a\\"), ("a\n___", "a\n")])
+def test_a_line_end_is_typed_as_backslash_n_and_a_backslash_as_two(typed, text):
+    targets, frozen = canvases(typed, TOKENIZER, 12, gap_len=1)
+    assert targets[frozen].tolist() == ids(text)
+
+
+@pytest.mark.parametrize("gap", ["___", "____", "_" * 30])
+def test_a_longer_blank_is_one_gap(gap):
+    one, other = (canvases(f"a{blank}b__c_d", TOKENIZER, 12, gap_len=2) for blank in ("___", gap))
+    assert all(torch.equal(x, y) for x, y in zip(one, other))
 
 
 @pytest.mark.parametrize("template, target_len, gap_len, message", [

@@ -22,7 +22,8 @@ import train_loop
 from conftest import FLAGS
 from data import dataset, prepare
 from data.dataset import data_hash, open_data, read_meta
-from data.tokenizer import load_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer_files import DIGITS_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
 from engine import cli, run_log
 from engine.checkpoint import read_plain, save_checkpoint
 from engine.cli import UserError
@@ -384,3 +385,23 @@ def test_a_plain_language_model_says_where_its_training_ends(text, tmp_path, cap
         assert ("more than the 12 in a row that this model learned" in capsys.readouterr().err) == told
 
 
+
+
+@pytest.mark.parametrize("value", ["", "2", "x", "-1", "²"])
+def test_a_world_size_that_torchrun_did_not_set_is_one_line(task, tmp_path, monkeypatch, value):
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(UserError, match="WORLD_SIZE=.* not by torchrun; unset it"):
+        script(train_ar, task, tmp_path / "x")()
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_million_spaces_are_one_line_or_tokens():
+    spaces = " " * 1_000_001
+    assert len(BYTES.encode(spaces)) == len(spaces)
+    for pattern in (GPT2_PATTERN, DIGITS_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN):
+        tokenizer = Tokenizer("x", {bytes([b]): b for b in range(256)}, pattern)
+        for text in (spaces, f"a{spaces}b", "\n".join([spaces] * 2)):
+            for encode in (tokenizer.encode, lambda text, t=tokenizer: t.encode_batch([text])):
+                with pytest.raises(UserError, match="more than 900,000 spaces in a row"):
+                    encode(text)
+        assert len(tokenizer.encode(" " * 899_999 + "\n" + "a" * 1_000_000)) == 1_900_000
