@@ -18,19 +18,18 @@ from pathlib import Path
 import torch
 
 from engine.cli import UserError, check
-from engine.files import NUMBER, OBJECT, TEXT, fitting, integer, replacing
+from engine.files import NUMBER, TEXT, fitting, integer, replacing
 
 FORMAT = "ar2diff-5"
 WEIGHTS = "tensors of finite numbers by name", lambda found: isinstance(found, dict) and found != {} and all(
     isinstance(name, str) and isinstance(x, torch.Tensor) and x.is_floating_point() and x.isfinite().all()
     for name, x in found.items())
-SCHEMA = {"model": WEIGHTS, "shape": OBJECT, "process": OBJECT, "tokenizer": OBJECT, "input_len": integer(0, 1 << 24),
-          "target_len": integer(1, 1 << 24), "step": integer(), "config": OBJECT, "data": TEXT, "best?": NUMBER,
-          "history": ("a list of strings", lambda x: isinstance(x, list) and {*map(type, x)} <= {str}),
-          "optimizer?": ("an object or None", lambda x: x is None or isinstance(x, dict))}
-PARTS = {"process": {"name": TEXT}, "tokenizer": {"name": TEXT, "hash": TEXT}, "config": {"data": TEXT},
-         "shape": {key: integer(1, 1 << 20) for key in ("vocab_size", "n_layer", "width", "n_head")} | {
-             "architecture": TEXT, "vector_width": integer(0, 1 << 20)}}
+SHAPE = {key: integer(1, 1 << 20) for key in ("vocab_size", "n_layer", "width", "n_head")} | {
+    "architecture": TEXT, "vector_width": integer(0, 1 << 20)}
+SCHEMA = {"model": WEIGHTS, "shape": SHAPE, "process": {"name": TEXT}, "tokenizer": {"name": TEXT, "hash": TEXT},
+          "input_len": integer(0, 1 << 24), "target_len": integer(1, 1 << 24), "step": integer(), "config": {"data": TEXT},
+          "data": TEXT, "history": ("a list of strings", lambda x: isinstance(x, list) and {*map(type, x)} <= {str}),
+          "best?": NUMBER, "optimizer?": ("an object or None", lambda x: x is None or isinstance(x, dict))}
 
 
 def save_checkpoint(path, checkpoint):
@@ -74,11 +73,9 @@ def read_checkpoint(file, device="cpu"):
 def checked(file, checkpoint):
     """Return a checkpoint, of which every part is of its kind. Raises UserError for any other."""
     try:
-        for key, schema in PARTS.items():
-            fitting(fitting(checkpoint, SCHEMA)[key], schema)
+        return fitting(checkpoint, SCHEMA)
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from error
-    return checkpoint
 
 
 def describe(process):

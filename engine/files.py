@@ -30,7 +30,7 @@ def as_text(data, where):
         raise UserError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it first") from error
 
 
-# ---- what a dict must hold: {key: (what it must be, in words; a test)}, a key that ends in ? may be missing ----
+# ---- what a dict must hold: {key: (what it must be, in words; a test), or such a dict}; key? may be missing ----
 
 TEXT = "a string", lambda x: isinstance(x, str)
 TEXTS = "a list of at least one string", lambda x: isinstance(x, list) and x != [] and all(isinstance(y, str) for y in x)
@@ -47,12 +47,14 @@ def fitting(found, schema):
     if not isinstance(found, dict):
         keys = " and ".join(repr(key) for key in schema if key[-1] != "?")
         raise ValueError(f"an object with {keys} is needed, not a {type(found).__name__}")
-    for key, (words, fits) in schema.items():
+    for key, rule in schema.items():
         name = key.rstrip("?")
         if name not in found and name == key:
             raise ValueError(f"{name!r} is missing")
-        if name in found and not fits(found[name]):
-            raise ValueError(f"{name!r} must be {words}, not {str(found[name])[:40] or repr(found[name])}")
+        if name in found and isinstance(rule, dict):
+            fitting(found[name], rule)
+        elif name in found and not rule[1](found[name]):
+            raise ValueError(f"{name!r} must be {rule[0]}, not {str(found[name])[:40] or repr(found[name])}")
     return found
 
 
