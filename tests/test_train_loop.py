@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -173,13 +174,28 @@ def be_a_rank(rank, port, folder, backend, flags):
     (folder / f"rank{rank}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def two_ranks_at_once(folder, *flags, backend="eager"):
+def be_a_stopped_rank(rank, port, folder, backend, flags):
+    """Train as one of two ranks, of which the second is sent SIGTERM in its third step; leave the exit code."""
+    real = train_loop.learning_rate
+
+    def signalled(config, step):
+        if rank == 1 and step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(config, step)
+    train_loop.learning_rate = signalled
+    try:
+        be_a_rank(rank, port, folder, backend, flags)
+    except SystemExit as stopped:
+        (folder / f"rank{rank}.json").write_text(json.dumps(stopped.code), encoding="utf-8")
+
+
+def two_ranks_at_once(folder, *flags, backend="eager", be=be_a_rank):
     """Train in two processes that find torch imported, in half of the time of torchrun; return (text, facts) of each."""
     multiprocessing.set_forkserver_preload(["torch._dynamo.testing", "torch.distributed.fsdp"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = start_processes(be_a_rank, (port, folder, backend, list(map(str, flags))), nprocs=2, join=False, daemon=True,
+    ranks = start_processes(be, (port, folder, backend, list(map(str, flags))), nprocs=2, join=False, daemon=True,
                             start_method="forkserver")
     deadline = time.time() + 100
     while not ranks.join(timeout=1):
@@ -205,6 +221,18 @@ def test_two_ranks_are_the_same_run_as_one_to_rounding(train, task, tmp_path):
     assert close(two.log(), one.log()) and len(one.log()) == 6
     assert nearly(two.checkpoint()["model"], one.checkpoint()["model"])
     assert process.stdout.count("step      1/4") == 1 and "2 ranks x 2 x 2 sequences" in process.stdout  # one rank talks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_every, step", [(1, 3), (2, 4), (5, 5)])  # agreed with the next line of the log
+def test_a_signal_to_one_rank_stops_all_behind_the_same_step(train, task, tmp_path, log_every, step):
+    flags = ["--micro_batch_size=2", "--eval_every=5", f"--log_every={log_every}", "--steps=6", "--schedule=constant"]
+    ranks = two_ranks_at_once(tmp_path, f"--data={task}", f"--out_dir={tmp_path / 'two'}", *FLAGS, *flags, be=be_a_stopped_rank)
+    assert [facts for _, facts in ranks] == [143, 143] and load_checkpoint(tmp_path / "two")["step"] == step
+    assert "--resume" in ranks[0][0] and "torchrun --nproc_per_node=2" in ranks[0][0] and "--resume" not in ranks[1][0]
+    resumed = train("diff", tmp_path / "two", *flags, "--resume")
+    whole = train("diff", tmp_path / "whole", *flags)
+    assert nearly(resumed.checkpoint()["model"], whole.checkpoint()["model"])
 
 
 @pytest.mark.slow
