@@ -256,7 +256,8 @@ def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512, mode=None):
     except BaseException:  # Ctrl-C, say: do not wait for programs that sleep
         stopping.append(True)
         for process in [*running]:
-            _kill(process)
+            if process.returncode is None:  # else its number may be another's by now
+                _kill(process)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
