@@ -17,8 +17,6 @@ import types
 import zlib
 from pathlib import Path
 
-from data.plan import plan
-
 TASKS = {
     "translate": "made up: English into an invented language with another word order and agreement; unseen combinations",
     "qa": "made up: a question about 3 to 5 similar sentences -> a span of one to three words",
@@ -219,5 +217,24 @@ def _code(seed, split, index, rng):
             "tests": [f"assert f({list(xs)}) == {answer}" for xs, answer in zip(LISTS, _answers(problem))]}
 
 
-_MAKERS = {"translate": _translate, "qa": _qa, "code": _code,
-           "plan": lambda _seed, split, _index, rng: plan(rng, split, _split_of)}
+# --- plan: the way through a path-star graph (arXiv 2403.06963). From a start two arms lead to two ends; all edges are given in
+# random order, then the start and one end; the answer is the arm that leads there, node by node. A model that writes from left
+# to right must choose the arm with its first node: it guesses, unless it looks all the way back from the end. Every later node
+# is but a step along an edge: "k w, a d, d t, g a, r k, g r, ... from g to p" -> "g a d t p" ---
+
+NODES = "abcdefghijklmnoprstvwxyz"  # a letter behind a space is one token of `bpe`: all but q and u
+ARM = 4  # nodes behind the start
+
+
+def _plan(_seed, split, _index, rng):
+    while True:
+        start, *rest = _shuffled(rng, NODES)
+        arms = rest[:ARM], rest[ARM:2 * ARM]
+        if _split_of("".join([start, *sorted("".join(arm) for arm in arms)])) == split:
+            break
+    way = [start, *_pick(rng, arms)]
+    edges = _shuffled(rng, [f"{a} {b}" for arm in arms for a, b in zip([start, *arm], arm)])
+    return {"input": f"{', '.join(edges)} from {start} to {way[-1]}", "target": " ".join(way)}
+
+
+_MAKERS = {"translate": _translate, "qa": _qa, "code": _code, "plan": _plan}
