@@ -8,11 +8,12 @@ store at once. When one is killed, the runs that it was at go on to their end, a
 import hashlib
 import io
 import json
+import multiprocessing
 import shlex
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
@@ -31,7 +32,6 @@ from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check
 from engine.devices import n_cores, pick_device
 from engine.files import LIST, NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
-from experiments.common import apart, flops
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,6 +92,16 @@ class Cell(NamedTuple):
         flags = dict(self.flags)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
         return flags["n_examples"] * rounds * flops(self.stage.shape, self.stage.flag("target_len"))
+
+
+def flops(shape, n_tokens, logits=True):
+    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
+
+    Attention scores, a few %, are left out.
+    """
+    per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
+    backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
+    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
 
 
 def digest(facts):
@@ -159,10 +169,10 @@ class Store:
         timed = [known(path, "work", "seconds") for path in self.stages.glob("*/done.json")]
         return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else 2e10
 
-    def unchanged(self):
-        """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
+    def keep(self, path, **facts):
+        """Write what is known of a job. Raises UserError if the code was edited since the start: what ran may be either."""
         check(code_version() == self.code, "the code was edited while cells were run; start again")
-        return self.code
+        write_new(path, json.dumps({"code": self.code, **facts}, indent=1) + "\n", "out")
 
     def command(self, job):
         """Return (script, *words) of a stage or a cell."""
@@ -188,9 +198,8 @@ class Store:
                 call(*self.command(stage), *["--resume"] * (step > 0))
             (folder / "best.pt").unlink(missing_ok=True)
             save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
-            facts = dict(key=stage.key, code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
-                         seconds=time.time() - start)
-            write_new(folder / "done.json", json.dumps(facts), "out")
+            self.keep(folder / "done.json", key=stage.key, work=stage.work * (1 - step / stage.flag("steps")),
+                      seconds=time.time() - start)
         return stage.work
 
     def measure(self, cell):
@@ -200,9 +209,8 @@ class Store:
                 return 0
             result, = call(*self.command(cell))
             parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
-            facts = dict(code=self.unchanged(), commit=commit(), work=sum(work for work, _ in parts), result=result,
-                         training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
-            write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
+            self.keep(self.cells / f"{cell.key}.json", commit=commit(), work=sum(work for work, _ in parts), result=result,
+                      training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
         return cell.work
 
     def finish(self, cell, bar, show):
@@ -230,15 +238,23 @@ class Store:
 
 @contextmanager
 def alone(path):
-    """Wait until no other process works on what `path` stands for. Raises UserError where its folder cannot be made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path.parent} ({error.strerror}); choose another folder") from error
+    """Wait until no other process works on what `path` stands for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def apart(function, *args):
+    """Return what a function returns in a process of its own, which goes on if this one is killed; UserError if it dies."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sacrebleu"])  # imported once, not for every cell
+    try:
+        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+            return pool.submit(function, *args).result()
+    except BrokenExecutor as error:
+        raise UserError("a process ended without a word; was it killed, for want of memory?") from error
 
 
 def call(script, *words):
