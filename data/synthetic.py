@@ -29,7 +29,6 @@ META = {  # input_len, target_len: the canvas in tokens of `bpe` that holds ever
     "code": {"metric": "code", "input_len": 24, "target_len": 32},
     "plan": {"metric": "exact", "input_len": 28, "target_len": 6},
 }
-SPLITS = ("train", "valid", "test")
 
 
 def example(task, seed, split, index):
@@ -100,7 +99,7 @@ def _translate(seed, split, index, rng):
 # --- qa: who has what, where things are, when people came; several sentences look alike, one holds the answer ---
 
 NAMES, COLOURS, OBJECTS, PLACES, TIMES = (WORDS[name] for name in ("names", "colours", "objects", "places", "times"))
-KINDS = ("place", "has", "time")
+KINDS = {"place": ("put", "left"), "has": ("has", "holds"), "time": ("came", "arrived")}  # kind of fact -> its verbs
 
 
 def _fact(rng, split, kind, used, like=None):
@@ -118,24 +117,22 @@ def _fact(rng, split, kind, used, like=None):
 
 
 def _sentence(rng, kind, key, value, used):
-    if kind == "has":
-        return f"{key} {_pick(rng, ('has', 'holds'))} the {value}."
-    if kind == "time":
-        return f"{key} {_pick(rng, ('came', 'arrived'))} {value}."
-    name = _pick(rng, [name for name in NAMES if name not in used])  # says nothing about who has it, or came when
+    # Of a place: somebody who is in no other sentence, so it says nothing about who has it, or came when.
+    name = _pick(rng, [name for name in NAMES if name not in used]) if kind == "place" else key
     used.add(name)
-    return f"{name} {_pick(rng, ('put', 'left'))} the {key} {value}."
+    rest = {"place": f"the {key} {value}", "has": f"the {value}", "time": value}[kind]
+    return f"{name} {_pick(rng, KINDS[kind])} {rest}."
 
 
 def _qa(_seed, split, _index, rng):
-    kind, used = _pick(rng, KINDS), set()
+    kind, used = _pick(rng, [*KINDS]), set()
     key, value = _fact(rng, split, kind, used)
     item = {"place": key, "has": value, "time": None}[kind]
     places = [place for place in PLACES if place != value and _split_of(key, place) == split] if kind == "place" else []
     moved = bool(places) and rng.random() < 0.5  # the thing was elsewhere before; the last sentence about it holds
     before = _pick(rng, places) if moved else ""
     used.add(before)
-    others = [kind] + [_pick(rng, KINDS) for _ in range(1 + int(rng.random() * 3) - moved)]  # 3 to 5 sentences in all
+    others = [kind] + [_pick(rng, [*KINDS]) for _ in range(1 + int(rng.random() * 3) - moved)]  # 3 to 5 sentences in all
     facts = [(kind, key, value)] + [(k, *_fact(rng, split, k, used, item if k == kind else None)) for k in others]
     facts = _shuffled(rng, facts)
     if moved:
