@@ -103,7 +103,7 @@ def main(argv=None):
     turns = sorted(cells.values(), key=lambda cell: (-cell.stage.work, -len(cell.stage.lineage)))  # what takes longest first
     store.refuse_other_code(turns, refresh=True)
     store.run(turns, show=True)
-    rows = {row: store.result(cell) for row, cell in cells.items()}
+    rows = {row: store.done(cell) for row, cell in cells.items()}
     curves = {row: curve(store.place(cell.stage)) for row, cell in cells.items() if row != AR}
     picture(curves, out / "curves.png", "fine-tuning step", "validation loss, first pass",
             title=f"{config.task}, {config.n_pairs} pairs")

@@ -91,7 +91,7 @@ def main(argv=None):
     for name, plan in plans.items():
         if not config.draw:
             store.run(plan)
-        (function, reference), entries = tables.TABLES[name], report.collect(plan, map(store.result, plan))
+        (function, reference), entries = tables.TABLES[name], report.collect(plan, map(store.done, plan))
         if config.draw and not entries:  # cells need not be at hand: a table's own file has its numbers
             there = known(folder / f"{name}.json", "entries")
             check(there, f"nothing is known of {name} in {folder}; run it first, without --draw")

@@ -133,30 +133,26 @@ class Store:
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
         self.code, self.names = code_version(), names or {}
 
-    def place(self, stage):
-        """Return the folder of a run."""
-        return self.stages / self.names.get(stage.key, stage.key)
+    def place(self, job):
+        """Return the folder of a stage, or the file of a cell."""
+        return self.cells / f"{job.key}.json" if isinstance(job, Cell) else self.stages / self.names.get(job.key, job.key)
 
-    def result(self, cell):
-        """Return what is known of a cell, None if nothing is."""
-        return known(self.cells / f"{cell.key}.json", "code", "work", "result")
-
-    def done(self, stage):
-        """Return what is known of a stage that was trained, None if it was not."""
-        found = known(self.place(stage) / "done.json", "code", "work", "seconds")
-        return found if found and found.get("key", stage.key) == stage.key else None  # else another one has had its name
+    def done(self, job):
+        """Return what is known of a stage that was trained, or of a cell that was measured; None if it was not."""
+        if isinstance(job, Cell):
+            return known(self.place(job), "code", "work", "result")
+        found = known(self.place(job) / "done.json", "code", "work", "seconds")
+        return found if found and found.get("key", job.key) == job.key else None  # else another one has had its name
 
     def missing(self, cells):
         """Return (stages, cells) that are yet to be run; stages in order, each behind what it starts from."""
-        open_cells = list({cell.key: cell for cell in cells if self.result(cell) is None}.values())
+        open_cells = list({cell.key: cell for cell in cells if not self.done(cell)}.values())
         stages = dict.fromkeys(stage for cell in open_cells for stage in cell.stage.lineage)
         return [stage for stage in stages if not self.done(stage)], open_cells
 
     def refuse_other_code(self, cells, refresh):
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
-        stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
-        there = {self.cells / f"{cell.key}.json": self.result(cell) for cell in cells}
-        there |= {self.place(stage): self.done(stage) for stage in stages}
+        there = {self.place(job): self.done(job) for cell in cells for job in (*cell.stage.lineage, cell)}
         old = {path: facts["code"] for path, facts in there.items() if facts and facts["code"] != self.code}
         check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
                                   f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
@@ -182,36 +178,36 @@ class Store:
         flags = (f"--{name}={value}" for name, value in job.flags)
         return job.script, f"--data={job.data}", *flags, *origin, f"--out_dir={self.place(job)}"
 
-    def train(self, stage):
-        """Run a stage, or the rest of one; return the FLOPs, 0 if it was done."""
-        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
-        with alone(folder.with_suffix(".lock")):
-            if self.done(stage):  # perhaps while this one waited
+    def do(self, job):
+        """Train a stage or measure a cell; return the FLOPs, 0 if it was done."""
+        with alone(self.place(job).with_suffix(".lock")):
+            if self.done(job):  # perhaps while this one waited
                 return 0
-            started = known(folder / "started.json", "code")
-            if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
-            write_new(folder / "started.json", json.dumps(mine), "out")
-            step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
-            if step < stage.flag("steps"):
-                call(*self.command(stage), *["--resume"] * (step > 0))
-            (folder / "best.pt").unlink(missing_ok=True)
-            save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
-            self.keep(folder / "done.json", key=stage.key, work=stage.work * (1 - step / stage.flag("steps")),
-                      seconds=time.time() - start)
-        return stage.work
+            (self.measure if isinstance(job, Cell) else self.train)(job)
+        return job.work
+
+    def train(self, stage):
+        """Run a stage, or the rest of one."""
+        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
+        started = known(folder / "started.json", "code")
+        if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        write_new(folder / "started.json", json.dumps(mine), "out")
+        step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
+        if step < stage.flag("steps"):
+            call(*self.command(stage), *["--resume"] * (step > 0))
+        (folder / "best.pt").unlink(missing_ok=True)
+        save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
+        work, seconds = stage.work * (1 - step / stage.flag("steps")), time.time() - start
+        self.keep(folder / "done.json", key=stage.key, work=work, seconds=seconds)
 
     def measure(self, cell):
-        """Evaluate a cell's stage; write what is known of it; return the FLOPs, 0 if it was done."""
-        with alone(self.cells / f"{cell.key}.lock"):
-            if self.result(cell):
-                return 0
-            result, = call(*self.command(cell))
-            parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
-            self.keep(self.cells / f"{cell.key}.json", commit=commit(), work=sum(work for work, _ in parts), result=result,
-                      training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
-        return cell.work
+        """Evaluate a cell's stage."""
+        result, = call(*self.command(cell))
+        parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
+        self.keep(self.place(cell), commit=commit(), work=sum(work for work, _ in parts), result=result,
+                  training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
 
     def finish(self, cell, bar, show):
         """Train and measure what a cell needs, each in a process of its own; tell the bar, and, if asked, each command."""
@@ -219,7 +215,7 @@ class Store:
             if show:
                 bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
                 sys.stdout.flush()
-            bar.update(apart(self.measure if job is cell else self.train, job))
+            bar.update(apart(self.do, job))
 
     def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""

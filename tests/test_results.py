@@ -161,7 +161,7 @@ def test_a_folder_with_a_name_holds_the_run_that_was_asked_for_last(tiny, monkey
     store = cells.Store(tmp_path / "r", {first.key: "ar", second.key: "ar"})
     store.stages.mkdir()
     for stage, trained in ((first, 1), (first, 1), (second, 2), (first, 3)):
-        store.train(stage)
+        store.do(stage)
         assert len(calls) == trained and store.done(stage)
         assert cells.read_checkpoint(tmp_path / "r/stages/ar/ckpt.pt")["config"]["seed"] == stage.flag("seed")
     assert not store.done(second)
@@ -448,7 +448,7 @@ def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
         store = cells.Store(tmp_path / str(share))
         store.cells.mkdir(parents=True)
         store.measure(cell)
-        assert store.result(cell)["training_seconds"] == pytest.approx(seconds, nan_ok=True)
+        assert cells.known(store.place(cell), "result")["training_seconds"] == pytest.approx(seconds, nan_ok=True)
 
 
 def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
