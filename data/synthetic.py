@@ -193,15 +193,12 @@ def _program(rng, problem):
     v = _pick(rng, VARIABLES)
     condition, value = FILTERS[kind][1].format(v=v, k=k), _pick(rng, MAPS[mapping][1]).format(v=v, k=j)
     _, plain, second, with_call = REDUCTIONS[reduction]
-    if mapping == "same":
-        second, call = with_call, f"filter(lambda {v}: {condition}, data)"
-    elif not condition:
-        second, call = with_call, f"map(lambda {v}: {value}, data)"
-    else:
-        call = ""
+    call = (f"filter(lambda {v}: {condition}, data)" if mapping == "same" else
+            f"map(lambda {v}: {value}, data)" if not condition else "")
     gen, back = (f"{value} for {v} in {source}" + (f" if {condition}" if condition else "")
                  for source in ("data", "reversed(data)"))
-    return "def f(data):\n    return " + _pick(rng, (plain, second)).format(gen=gen, back=back, call=call)
+    spelling = _pick(rng, (plain, with_call if call else second))
+    return "def f(data):\n    return " + spelling.format(gen=gen, back=back, call=call)
 
 
 def _code(seed, split, index, rng):
