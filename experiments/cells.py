@@ -23,21 +23,17 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows: one process at a time, and what is killed must be gone
-    fcntl = None
-
 from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check
 from engine.devices import n_cores, pick_device
-from engine.files import LIST, NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
+from engine.files import NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
+from engine.run_log import fcntl  # None on Windows: one process at a time, and what is killed must be gone
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "data/words.json", "engine/*.py", "pretrained/*.py", "scoring/*.py")
 OTHERS = ("demo.py", "nano.py", "reproduce.py")  # that no number depends on
-FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT, "ways": OBJECT, "entries": LIST}  # of what is kept
+FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT}  # of what is kept
 
 
 class Stage(NamedTuple):

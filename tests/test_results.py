@@ -295,7 +295,7 @@ def test_what_a_run_of_other_code_left_is_not_finished_as_if_it_were_of_this(tin
 @pytest.mark.parametrize("flags, message", [
     (["--scale=laptop"], "scale='laptop' is not one of demo, cpu"), (["--what=table9"], "did you mean 'table"),
     (["--scale=gpu", "--what=plan"], "scale 'gpu' has no such task"),
-    (["--what=table3", "--draw"], "nothing is known of table3"),
+    (["--what=table3", "--draw"], "table3.json: No such file or directory; --what=table3, without --draw, makes it"),
     (["--what=bits", "--out=README.md"], "Not a directory: 'README.md"),
     (["--scale=gpu", "--what=table3"], "no data/prepared/.*prepare.py .* --from_dir=FOLDER makes it")])
 def test_reproduce_refuses_what_it_cannot_do(flags, message, tmp_path, monkeypatch):
@@ -495,10 +495,10 @@ def test_the_tables_in_results_can_be_drawn_again_from_their_own_files(name, tmp
                                   '{"ways": {"AR": {"16": []}}}'])
 def test_figure3_refuses_what_is_no_such_measurement(text, tmp_path):
     lab = tables.Lab(tables.SCALES["cpu"], tmp_path)
-    with pytest.raises(UserError, match="cannot read .*figure3.json; --what=figure3 without --draw makes it"):
+    with pytest.raises(UserError, match="figure3.json: No such file.*; --what=figure3 --refresh, without --draw, makes it"):
         bench.figure3(tmp_path, lab, draw=True)
     (tmp_path / "figure3.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="figure3.json.*; delete it, and it is made again"):
+    with pytest.raises(UserError, match="figure3.json.*; --what=figure3 --refresh, without --draw, makes it"):
         bench.figure3(tmp_path, lab, draw=True)
     assert [path.name for path in tmp_path.iterdir()] == ["figure3.json"]
 
