@@ -86,7 +86,6 @@ def main(argv=None):
     check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
     for name in ("n_pairs", "finetune_steps", "n_examples"):
         check(1 <= getattr(config, name) <= 1_000_000, f"--{name}={getattr(config, name)} must be 1 to a million")
-    check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     shape_of(config.size)
     start, out, canvas = time.time(), Path(config.out_dir), synthetic.META[config.task]
     check(not out.exists() or (out / "stages").is_dir(), f"{out} exists and is not a demo's; choose another --out_dir")
@@ -103,7 +102,7 @@ def main(argv=None):
     turns = sorted(cells.values(), key=lambda cell: (-cell.stage.work, -len(cell.stage.lineage)))  # what takes longest first
     store.refuse_other_code(turns, refresh=True)
     store.run(turns, show=True)
-    rows = {row: store.result(cell) for row, cell in cells.items()}
+    rows = {row: store.done(cell) for row, cell in cells.items()}
     curves = {row: curve(store.place(cell.stage)) for row, cell in cells.items() if row != AR}
     picture(curves, out / "curves.png", "fine-tuning step", "validation loss, first pass",
             title=f"{config.task}, {config.n_pairs} pairs")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from engine.cli import check, one_of, parse, run
 from engine.devices import n_cores
-from engine.files import read_json
+from engine.files import LIST, read_json, write_json
 from experiments import bench, report, tables
-from experiments.cells import Store, known
+from experiments.cells import Store
 from experiments.plot import picture
 
 
@@ -91,17 +91,15 @@ def main(argv=None):
     for name, plan in plans.items():
         if not config.draw:
             store.run(plan)
-        entries, reference = report.collect(plan, map(store.result, plan)), tables.TABLES[name][1]
+        (function, reference), entries = tables.TABLES[name], report.collect(plan, map(store.done, plan))
         if config.draw and not entries:  # cells need not be at hand: a table's own file has its numbers
-            there = known(folder / f"{name}.json", "entries")
-            check(there, f"nothing is known of {name} in {folder}; run it first, without --draw")
-            entries = there["entries"]
-        report.write(folder, name, entries, reference)
+            then = f"; --what={name}, without --draw, makes it"
+            entries = read_json(folder / f"{name}.json", {"entries": LIST}, then)["entries"]
+        write_json(folder / f"{name}.json", {"reference": reference, "entries": entries}, "out")
         draw(folder, name, entries)
         if name == "real":
             draw(folder, name, [e for e in entries if (e.get("training_seconds") or 0) > 0], seconds=True)
-        print(f"\n== {name}: {tables.TABLES[name][0].__doc__} ({folder}/{name}.md)\n")
-        print("\n".join(report.markdown(entries, reference)), flush=True)
+        report.show(folder, name, function.__doc__, report.markdown(entries, reference))
     if "figure3" in names:
         bench.figure3(folder, lab, config.draw, config.refresh)
     return {name: read_json(folder / f"{name}.json") for name in plans}

@@ -17,8 +17,6 @@ import types
 import zlib
 from pathlib import Path
 
-from data.plan import plan
-
 TASKS = {
     "translate": "made up: English into an invented language with another word order and agreement; unseen combinations",
     "qa": "made up: a question about 3 to 5 similar sentences -> a span of one to three words",
@@ -31,7 +29,6 @@ META = {  # input_len, target_len: the canvas in tokens of `bpe` that holds ever
     "code": {"metric": "code", "input_len": 24, "target_len": 32},
     "plan": {"metric": "exact", "input_len": 28, "target_len": 6},
 }
-SPLITS = ("train", "valid", "test")
 
 
 def example(task, seed, split, index):
@@ -102,7 +99,7 @@ def _translate(seed, split, index, rng):
 # --- qa: who has what, where things are, when people came; several sentences look alike, one holds the answer ---
 
 NAMES, COLOURS, OBJECTS, PLACES, TIMES = (WORDS[name] for name in ("names", "colours", "objects", "places", "times"))
-KINDS = ("place", "has", "time")
+KINDS = {"place": ("put", "left"), "has": ("has", "holds"), "time": ("came", "arrived")}  # kind of fact -> its verbs
 
 
 def _fact(rng, split, kind, used, like=None):
@@ -120,24 +117,22 @@ def _fact(rng, split, kind, used, like=None):
 
 
 def _sentence(rng, kind, key, value, used):
-    if kind == "has":
-        return f"{key} {_pick(rng, ('has', 'holds'))} the {value}."
-    if kind == "time":
-        return f"{key} {_pick(rng, ('came', 'arrived'))} {value}."
-    name = _pick(rng, [name for name in NAMES if name not in used])  # says nothing about who has it, or came when
+    # Of a place: somebody who is in no other sentence, so it says nothing about who has it, or came when.
+    name = _pick(rng, [name for name in NAMES if name not in used]) if kind == "place" else key
     used.add(name)
-    return f"{name} {_pick(rng, ('put', 'left'))} the {key} {value}."
+    rest = {"place": f"the {key} {value}", "has": f"the {value}", "time": value}[kind]
+    return f"{name} {_pick(rng, KINDS[kind])} {rest}."
 
 
 def _qa(_seed, split, _index, rng):
-    kind, used = _pick(rng, KINDS), set()
+    kind, used = _pick(rng, [*KINDS]), set()
     key, value = _fact(rng, split, kind, used)
     item = {"place": key, "has": value, "time": None}[kind]
     places = [place for place in PLACES if place != value and _split_of(key, place) == split] if kind == "place" else []
     moved = bool(places) and rng.random() < 0.5  # the thing was elsewhere before; the last sentence about it holds
     before = _pick(rng, places) if moved else ""
     used.add(before)
-    others = [kind] + [_pick(rng, KINDS) for _ in range(1 + int(rng.random() * 3) - moved)]  # 3 to 5 sentences in all
+    others = [kind] + [_pick(rng, [*KINDS]) for _ in range(1 + int(rng.random() * 3) - moved)]  # 3 to 5 sentences in all
     facts = [(kind, key, value)] + [(k, *_fact(rng, split, k, used, item if k == kind else None)) for k in others]
     facts = _shuffled(rng, facts)
     if moved:
@@ -198,15 +193,12 @@ def _program(rng, problem):
     v = _pick(rng, VARIABLES)
     condition, value = FILTERS[kind][1].format(v=v, k=k), _pick(rng, MAPS[mapping][1]).format(v=v, k=j)
     _, plain, second, with_call = REDUCTIONS[reduction]
-    if mapping == "same":
-        second, call = with_call, f"filter(lambda {v}: {condition}, data)"
-    elif not condition:
-        second, call = with_call, f"map(lambda {v}: {value}, data)"
-    else:
-        call = ""
+    call = (f"filter(lambda {v}: {condition}, data)" if mapping == "same" else
+            f"map(lambda {v}: {value}, data)" if not condition else "")
     gen, back = (f"{value} for {v} in {source}" + (f" if {condition}" if condition else "")
                  for source in ("data", "reversed(data)"))
-    return "def f(data):\n    return " + _pick(rng, (plain, second)).format(gen=gen, back=back, call=call)
+    spelling = _pick(rng, (plain, with_call if call else second))
+    return "def f(data):\n    return " + spelling.format(gen=gen, back=back, call=call)
 
 
 def _code(seed, split, index, rng):
@@ -219,5 +211,24 @@ def _code(seed, split, index, rng):
             "tests": [f"assert f({list(xs)}) == {answer}" for xs, answer in zip(LISTS, _answers(problem))]}
 
 
-_MAKERS = {"translate": _translate, "qa": _qa, "code": _code,
-           "plan": lambda _seed, split, _index, rng: plan(rng, split, _split_of)}
+# --- plan: the way through a path-star graph (arXiv 2403.06963). From a start two arms lead to two ends; all edges are given in
+# random order, then the start and one end; the answer is the arm that leads there, node by node. A model that writes from left
+# to right must choose the arm with its first node: it guesses, unless it looks all the way back from the end. Every later node
+# is but a step along an edge: "k w, a d, d t, g a, r k, g r, ... from g to p" -> "g a d t p" ---
+
+NODES = "abcdefghijklmnoprstvwxyz"  # a letter behind a space is one token of `bpe`: all but q and u
+ARM = 4  # nodes behind the start
+
+
+def _plan(_seed, split, _index, rng):
+    while True:
+        start, *rest = _shuffled(rng, NODES)
+        arms = rest[:ARM], rest[ARM:2 * ARM]
+        if _split_of("".join([start, *sorted("".join(arm) for arm in arms)])) == split:
+            break
+    way = [start, *_pick(rng, arms)]
+    edges = _shuffled(rng, [f"{a} {b}" for arm in arms for a, b in zip([start, *arm], arm)])
+    return {"input": f"{', '.join(edges)} from {start} to {way[-1]}", "target": " ".join(way)}
+
+
+_MAKERS = {"translate": _translate, "qa": _qa, "code": _code, "plan": _plan}

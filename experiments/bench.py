@@ -24,11 +24,11 @@ from data.dataset import Batch
 from diffusion import Uniform
 from engine.cli import UserError, check, one_of, parse, run
 from engine.devices import out_of_memory, pick_device
-from engine.files import check_new, write_json
+from engine.files import OBJECT, check_new, read_json, write_json
 from engine.noise import Noise
-from experiments.cells import known
-from experiments.common import flops
+from experiments.cells import flops
 from experiments.plot import picture
+from experiments.report import show
 from model import Transformer
 from start import shape_of
 
@@ -162,19 +162,17 @@ def markdown(ways):
 
 def figure3(folder, lab, draw, refresh=False):
     """Measure seconds against length and task, unless that is done; write figure3.json, figure3.md, figure3.png."""
-    path = Path(folder, "figure3.json")
+    path, then = folder / "figure3.json", "; --what=figure3 --refresh, without --draw, makes it"
     if not draw and (refresh or not path.exists()):
         write_json(path, measure(lab), "out")
-    found = known(path, "ways")
-    check(found, f"cannot read {path}; --what=figure3 without --draw makes it")
+    ways = read_json(path, {"ways": OBJECT}, then)["ways"]
     try:
-        curves = {name: [(int(c), way[c][0]) for c in way if c.isdigit()] for name, way in found["ways"].items()}
-        text = "\n".join(markdown(found["ways"])) + "\n"
+        curves = {name: [(int(c), way[c][0]) for c in way if c.isdigit()] for name, way in ways.items()}
+        lines = markdown(ways)
     except (AttributeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it, and it is made again") from error
+        raise UserError(f"{path} is damaged ({error}){then}") from error
     picture(curves, path.with_suffix(".png"), "target tokens", "seconds per example", xscale="log", yscale="log")
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    print(f"\n== figure3: {figure3.__doc__} ({folder}/figure3.md)\n\n{text}", end="")
+    show(folder, "figure3", figure3.__doc__, lines)
 
 
 if __name__ == "__main__":

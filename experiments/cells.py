@@ -8,11 +8,12 @@ store at once. When one is killed, the runs that it was at go on to their end, a
 import hashlib
 import io
 import json
+import multiprocessing
 import shlex
 import shutil
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
@@ -22,22 +23,17 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-try:
-    import fcntl
-except ImportError:  # Windows: one process at a time, and what is killed must be gone
-    fcntl = None
-
 from engine.checkpoint import commit, read_checkpoint, save_checkpoint
 from engine.cli import UserError, check
 from engine.devices import n_cores, pick_device
-from engine.files import LIST, NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
-from experiments.common import apart, flops
+from engine.files import NUMBER, OBJECT, TEXT, content_hash, read_json, write_new
+from engine.run_log import fcntl  # None on Windows: one process at a time, and what is killed must be gone
 from start import shape_of
 
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "data/words.json", "engine/*.py", "pretrained/*.py", "scoring/*.py")
 OTHERS = ("demo.py", "nano.py", "reproduce.py")  # that no number depends on
-FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT, "ways": OBJECT, "entries": LIST}  # of what is kept
+FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT}  # of what is kept
 
 
 class Stage(NamedTuple):
@@ -94,6 +90,16 @@ class Cell(NamedTuple):
         return flags["n_examples"] * rounds * flops(self.stage.shape, self.stage.flag("target_len"))
 
 
+def flops(shape, n_tokens, logits=True):
+    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
+
+    Attention scores, a few %, are left out.
+    """
+    per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
+    backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
+    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
+
+
 def digest(facts):
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
@@ -123,30 +129,26 @@ class Store:
         self.folder, self.cells, self.stages = Path(folder), Path(folder, "cells"), Path(folder, "stages")
         self.code, self.names = code_version(), names or {}
 
-    def place(self, stage):
-        """Return the folder of a run."""
-        return self.stages / self.names.get(stage.key, stage.key)
+    def place(self, job):
+        """Return the folder of a stage, or the file of a cell."""
+        return self.cells / f"{job.key}.json" if isinstance(job, Cell) else self.stages / self.names.get(job.key, job.key)
 
-    def result(self, cell):
-        """Return what is known of a cell, None if nothing is."""
-        return known(self.cells / f"{cell.key}.json", "code", "work", "result")
-
-    def done(self, stage):
-        """Return what is known of a stage that was trained, None if it was not."""
-        found = known(self.place(stage) / "done.json", "code", "work", "seconds")
-        return found if found and found.get("key", stage.key) == stage.key else None  # else another one has had its name
+    def done(self, job):
+        """Return what is known of a stage that was trained, or of a cell that was measured; None if it was not."""
+        if isinstance(job, Cell):
+            return known(self.place(job), "code", "work", "result")
+        found = known(self.place(job) / "done.json", "code", "work", "seconds")
+        return found if found and found.get("key", job.key) == job.key else None  # else another one has had its name
 
     def missing(self, cells):
         """Return (stages, cells) that are yet to be run; stages in order, each behind what it starts from."""
-        open_cells = list({cell.key: cell for cell in cells if self.result(cell) is None}.values())
+        open_cells = list({cell.key: cell for cell in cells if not self.done(cell)}.values())
         stages = dict.fromkeys(stage for cell in open_cells for stage in cell.stage.lineage)
         return [stage for stage in stages if not self.done(stage)], open_cells
 
     def refuse_other_code(self, cells, refresh):
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
-        stages = dict.fromkeys(stage for cell in cells for stage in cell.stage.lineage)
-        there = {self.cells / f"{cell.key}.json": self.result(cell) for cell in cells}
-        there |= {self.place(stage): self.done(stage) for stage in stages}
+        there = {self.place(job): self.done(job) for cell in cells for job in (*cell.stage.lineage, cell)}
         old = {path: facts["code"] for path, facts in there.items() if facts and facts["code"] != self.code}
         check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
                                   f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
@@ -159,10 +161,10 @@ class Store:
         timed = [known(path, "work", "seconds") for path in self.stages.glob("*/done.json")]
         return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else 2e10
 
-    def unchanged(self):
-        """Return the version of the code. Raises UserError if it was edited since the start: what ran may be either."""
+    def keep(self, path, **facts):
+        """Write what is known of a job. Raises UserError if the code was edited since the start: what ran may be either."""
         check(code_version() == self.code, "the code was edited while cells were run; start again")
-        return self.code
+        write_new(path, json.dumps({"code": self.code, **facts}, indent=1) + "\n", "out")
 
     def command(self, job):
         """Return (script, *words) of a stage or a cell."""
@@ -172,38 +174,36 @@ class Store:
         flags = (f"--{name}={value}" for name, value in job.flags)
         return job.script, f"--data={job.data}", *flags, *origin, f"--out_dir={self.place(job)}"
 
-    def train(self, stage):
-        """Run a stage, or the rest of one; return the FLOPs, 0 if it was done."""
-        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
-        with alone(folder.with_suffix(".lock")):
-            if self.done(stage):  # perhaps while this one waited
+    def do(self, job):
+        """Train a stage or measure a cell; return the FLOPs, 0 if it was done."""
+        with alone(self.place(job).with_suffix(".lock")):
+            if self.done(job):  # perhaps while this one waited
                 return 0
-            started = known(folder / "started.json", "code")
-            if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
-            write_new(folder / "started.json", json.dumps(mine), "out")
-            step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
-            if step < stage.flag("steps"):
-                call(*self.command(stage), *["--resume"] * (step > 0))
-            (folder / "best.pt").unlink(missing_ok=True)
-            save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
-            facts = dict(key=stage.key, code=self.unchanged(), work=stage.work * (1 - step / stage.flag("steps")),
-                         seconds=time.time() - start)
-            write_new(folder / "done.json", json.dumps(facts), "out")
-        return stage.work
+            (self.measure if isinstance(job, Cell) else self.train)(job)
+        return job.work
+
+    def train(self, stage):
+        """Run a stage, or the rest of one."""
+        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
+        started = known(folder / "started.json", "code")
+        if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        write_new(folder / "started.json", json.dumps(mine), "out")
+        step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
+        if step < stage.flag("steps"):
+            call(*self.command(stage), *["--resume"] * (step > 0))
+        (folder / "best.pt").unlink(missing_ok=True)
+        save_checkpoint(folder / "ckpt.pt", read_checkpoint(folder / "ckpt.pt") | {"optimizer": None})  # of no use any more
+        work, seconds = stage.work * (1 - step / stage.flag("steps")), time.time() - start
+        self.keep(folder / "done.json", key=stage.key, work=work, seconds=seconds)
 
     def measure(self, cell):
-        """Evaluate a cell's stage; write what is known of it; return the FLOPs, 0 if it was done."""
-        with alone(self.cells / f"{cell.key}.lock"):
-            if self.result(cell):
-                return 0
-            result, = call(*self.command(cell))
-            parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
-            facts = dict(code=self.unchanged(), commit=commit(), work=sum(work for work, _ in parts), result=result,
-                         training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
-            write_new(self.cells / f"{cell.key}.json", json.dumps(facts, indent=1) + "\n", "out")
-        return cell.work
+        """Evaluate a cell's stage."""
+        result, = call(*self.command(cell))
+        parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
+        self.keep(self.place(cell), commit=commit(), work=sum(work for work, _ in parts), result=result,
+                  training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
 
     def finish(self, cell, bar, show):
         """Train and measure what a cell needs, each in a process of its own; tell the bar, and, if asked, each command."""
@@ -211,7 +211,7 @@ class Store:
             if show:
                 bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
                 sys.stdout.flush()
-            bar.update(apart(self.measure if job is cell else self.train, job))
+            bar.update(apart(self.do, job))
 
     def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
@@ -230,15 +230,23 @@ class Store:
 
 @contextmanager
 def alone(path):
-    """Wait until no other process works on what `path` stands for. Raises UserError where its folder cannot be made."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make {path.parent} ({error.strerror}); choose another folder") from error
+    """Wait until no other process works on what `path` stands for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as lock:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def apart(function, *args):
+    """Return what a function returns in a process of its own, which goes on if this one is killed; UserError if it dies."""
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")  # macOS's Metal wants no fork
+    context.set_forkserver_preload(["torch", "torch._dynamo", "sacrebleu"])  # imported once, not for every cell
+    try:
+        with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as pool:
+            return pool.submit(function, *args).result()
+    except BrokenExecutor as error:
+        raise UserError("a process ended without a word; was it killed, for want of memory?") from error
 
 
 def call(script, *words):

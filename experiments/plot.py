@@ -3,14 +3,13 @@
     python experiments/plot.py out/ar2diff_code,out/diff_code
     python experiments/plot.py out/ar,out/diff --key=loss --split=train --out=curves.png
 """
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.cli import UserError, check, one_of, parse, run
+from engine.cli import check, one_of, parse, run
 from engine.files import NUMBER, check_new
 from engine.run_log import read_log
 
@@ -28,7 +27,7 @@ class Config:
 def curve(folder, key="auto", split="valid"):
     """Return [(step, value)] of a run; lines that are damaged are left out. Raises UserError."""
     path, (_, fits) = Path(folder) / "metrics.jsonl", NUMBER
-    check(path.is_file() and os.access(path, os.R_OK), f"cannot read {path}; name the out_dir of a run")
+    check(path.is_file(), f"cannot read {path}; name the out_dir of a run")
     rows = [row for row in read_log(path) if row.get("split", "train") == split]
     key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
     points = [(row["step"], row[key]) for row in rows if fits(row.get(key))]
@@ -53,11 +52,10 @@ def terminal(curves, width=72, height=16):
 
 
 def picture(curves, path, xlabel="step", ylabel="", **axes):
-    """Draw {name: [(x, y) or (x, y, error)]} into a file. Raises UserError."""
-    import matplotlib
-    matplotlib.use("agg")  # no window
-    import matplotlib.pyplot as plt  # here: a second that a mistake in the flags need not wait
-    figure, axis = plt.subplots(figsize=(6.5, 4.2))
+    """Draw {name: [(x, y) or (x, y, error)]} into a file."""
+    from matplotlib.figure import Figure  # here: a second that a mistake in the flags need not wait
+    figure = Figure(figsize=(6.5, 4.2))
+    axis = figure.subplots()
     for name, points in curves.items():
         axis.errorbar(*zip(*points), label=name, marker="o", markersize=3, capsize=2)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
@@ -67,12 +65,7 @@ def picture(curves, path, xlabel="step", ylabel="", **axes):
         axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    try:
-        figure.savefig(path, dpi=110, bbox_inches="tight")
-    except (OSError, ValueError) as error:  # ValueError: matplotlib does not know this kind of file
-        raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def main(argv=None):

@@ -2,8 +2,6 @@
 import math
 from statistics import fmean, stdev
 
-from engine.files import write_json
-
 
 def summary(scores):
     """Return (mean, standard error, luck) of (score, error) pairs, one a seed.
@@ -70,7 +68,8 @@ def markdown(entries, reference):
                         f"five."]
 
 
-def write(folder, name, entries, reference):
-    """Write NAME.json and NAME.md."""
-    write_json(folder / f"{name}.json", {"reference": reference, "entries": entries}, "out")
-    (folder / f"{name}.md").write_text("\n".join(markdown(entries, reference)) + "\n", encoding="utf-8")
+def show(folder, name, title, lines):
+    """Write NAME.md, and print it."""
+    text = "\n".join(lines) + "\n"
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    print(f"\n== {name}: {title} ({folder}/{name}.md)\n\n{text}", end="", flush=True)

@@ -14,7 +14,7 @@ from data.dataset import find_folder, read_meta
 from engine.cli import check
 from engine.files import content_hash
 from experiments import real
-from experiments.cells import Cell, Stage, alone, digest
+from experiments.cells import ROOT, Cell, Stage, alone, digest
 
 
 class Scale(NamedTuple):
@@ -45,13 +45,12 @@ PAPER_TASKS = 3  # the first three of a scale's tasks are those of the paper's t
 
 
 def unpaired(task, n_pairs, folder, n=8000):
-    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; return both paths."""
-    paths = []
+    """Write the inputs of n training examples behind the first n_pairs, and the targets of n others; yield both paths."""
     for i, part in enumerate(("input", "target")):
-        paths.append(Path(folder, f"{task}_{part}s.txt"))
+        path = Path(folder, f"{task}_{part}s.txt")
         lines = [synthetic.example(task, 0, "train", n_pairs + i * n + k)[part] for k in range(n)]
-        paths[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return paths
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield path
 
 
 class Lab:
@@ -59,8 +58,7 @@ class Lab:
 
     def __init__(self, scale, folder):
         self.scale = scale
-        there = Path(prepare.__file__).parent
-        made_by = content_hash([*there.glob("*.py"), there / "words.json"])
+        made_by = content_hash([*ROOT.glob("data/*.py"), ROOT / "data/words.json"])
         self.folder = Path(folder, "data", digest([made_by, self.scale.tasks, sys.version_info[:2]]))  # other code, other data
         self.tasks = list(self.scale.tasks)[:PAPER_TASKS]
         self.size = self.scale.sizes[-1]
@@ -114,9 +112,7 @@ class Lab:
 
     def adapt(self, ar, seed, share, lr=None, **flags):
         """Return what fine-tuning starts from: AR2Diff_N with N a share of the AR steps."""
-        if not share:
-            return ar
-        return self.pretrain("train_diff.py", seed, share, ar, lr or self.scale.lrs[1], **flags)
+        return self.pretrain("train_diff.py", seed, share, ar, lr or self.scale.lrs[1], **flags) if share else ar
 
     def cell(self, row, task, stage, column=None, **flags):
         flags = {"n_examples": self.scale.n_examples, **({"allow_code_execution": "true"} if task in CODE else {}), **flags}

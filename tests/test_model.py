@@ -19,7 +19,7 @@ from engine.cli import UserError
 from engine.noise import Noise
 from engine.parallel import compile_model
 from engine.run_log import Tally
-from experiments.common import flops
+from experiments.cells import flops
 from model import ARCHITECTURES, Transformer, attention_mask, rms_norm, rotate
 from start import SIZES, shape_of
 

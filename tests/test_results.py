@@ -1,4 +1,5 @@
 """reproduce.py, compare.py and plot.py on tiny runs: cells run once, tables say what the numbers are, mistakes are one line."""
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from data.tokenizer import load_tokenizer
 from engine import cli
 from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
-from experiments import bench, cells, common, compare, plot, real, report, tables
+from experiments import bench, cells, compare, plot, real, report, tables
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -160,7 +161,7 @@ def test_a_folder_with_a_name_holds_the_run_that_was_asked_for_last(tiny, monkey
     store = cells.Store(tmp_path / "r", {first.key: "ar", second.key: "ar"})
     store.stages.mkdir()
     for stage, trained in ((first, 1), (first, 1), (second, 2), (first, 3)):
-        store.train(stage)
+        store.do(stage)
         assert len(calls) == trained and store.done(stage)
         assert cells.read_checkpoint(tmp_path / "r/stages/ar/ckpt.pt")["config"]["seed"] == stage.flag("seed")
     assert not store.done(second)
@@ -280,7 +281,8 @@ def test_the_code_version_sees_the_code_that_numbers_depend_on(monkeypatch, tmp_
 def test_what_a_run_of_other_code_left_is_not_finished_as_if_it_were_of_this(tiny, monkeypatch, tmp_path):
     calls = calls_of(monkeypatch)
     with monkeypatch.context() as patch:  # the code is edited while the first stage runs: trained whole, but not done
-        patch.setattr(cells.Store, "unchanged", lambda self: cells.check(False, "the code was edited"))
+        versions = itertools.chain([cells.code_version()], itertools.repeat("edited"))
+        patch.setattr(cells, "code_version", lambda: next(versions))
         with pytest.raises(UserError, match="the code was edited"):
             reproduce.main(["--what=bits", *tiny])
     assert calls[0] == "train_ar.py" and list((tmp_path / "r/demo/stages").glob("*/ckpt.pt"))
@@ -293,12 +295,12 @@ def test_what_a_run_of_other_code_left_is_not_finished_as_if_it_were_of_this(tin
 @pytest.mark.parametrize("flags, message", [
     (["--scale=laptop"], "scale='laptop' is not one of demo, cpu"), (["--what=table9"], "did you mean 'table"),
     (["--scale=gpu", "--what=plan"], "scale 'gpu' has no such task"),
-    (["--what=table3", "--draw"], "nothing is known of table3"),
-    (["--what=bits", "--out=README.md"], "cannot make README.md.*Not a directory"),
+    (["--what=table3", "--draw"], "table3.json: No such file or directory; --what=table3, without --draw, makes it"),
+    (["--what=bits", "--out=README.md"], "Not a directory: 'README.md"),
     (["--scale=gpu", "--what=table3"], "no data/prepared/.*prepare.py .* --from_dir=FOLDER makes it")])
 def test_reproduce_refuses_what_it_cannot_do(flags, message, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "find_folder", lambda name: None)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises((UserError, OSError), match=message):
         reproduce.main([f"--out={tmp_path}/r", *flags])
 
 
@@ -319,11 +321,11 @@ def refuse():
 
 
 def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
-    assert common.apart(str.upper, "a") == "A"
+    assert cells.apart(str.upper, "a") == "A"
     for function, args, kind, message in ((refuse, (), UserError, "^one line$"), (int, ("x",), ValueError, "invalid literal"),
                                           (leave, (3,), UserError, "ended without a word")):
         with pytest.raises(kind, match=message):
-            common.apart(function, *args)
+            cells.apart(function, *args)
     with pytest.raises(UserError, match="python train_ar.py --data=nowhere: no data folder 'nowhere'"):
         cells.call("train_ar.py", "--data=nowhere")
 
@@ -333,7 +335,7 @@ def test_what_runs_in_a_process_of_its_own_ends_when_it_is_done_though_nobody_wa
     (tmp_path / "nap.py").write_text("import os, sys, time\nfrom pathlib import Path\ndef nap(path):\n"
                                      "    Path(path).write_text(str(os.getpid()))\n    time.sleep(1)\n"
                                      "    Path(path + '.done').touch()\n", encoding="utf-8")
-    code = "import sys, nap\nfrom experiments.common import apart\napart(nap.nap, sys.argv[1])"
+    code = "import sys, nap\nfrom experiments.cells import apart\napart(nap.nap, sys.argv[1])"
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pid")], stderr=subprocess.DEVNULL,
                               env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])})
 
@@ -446,7 +448,7 @@ def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
         store = cells.Store(tmp_path / str(share))
         store.cells.mkdir(parents=True)
         store.measure(cell)
-        assert store.result(cell)["training_seconds"] == pytest.approx(seconds, nan_ok=True)
+        assert cells.known(store.place(cell), "result")["training_seconds"] == pytest.approx(seconds, nan_ok=True)
 
 
 def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
@@ -493,10 +495,10 @@ def test_the_tables_in_results_can_be_drawn_again_from_their_own_files(name, tmp
                                   '{"ways": {"AR": {"16": []}}}'])
 def test_figure3_refuses_what_is_no_such_measurement(text, tmp_path):
     lab = tables.Lab(tables.SCALES["cpu"], tmp_path)
-    with pytest.raises(UserError, match="cannot read .*figure3.json; --what=figure3 without --draw makes it"):
+    with pytest.raises(UserError, match="figure3.json: No such file.*; --what=figure3 --refresh, without --draw, makes it"):
         bench.figure3(tmp_path, lab, draw=True)
     (tmp_path / "figure3.json").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="figure3.json.*; delete it, and it is made again"):
+    with pytest.raises(UserError, match="figure3.json.*; --what=figure3 --refresh, without --draw, makes it"):
         bench.figure3(tmp_path, lab, draw=True)
     assert [path.name for path in tmp_path.iterdir()] == ["figure3.json"]
 
