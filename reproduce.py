@@ -35,7 +35,7 @@ def chosen(config):
     one_of("scale", config.scale, tables.SCALES)
     everything = [*(name for name in tables.TABLES if name != "real"), "figure3"]  # real wants a download
     names = [one_of("what", name, [*everything, "real", "all"]) for name in config.what.split(",")]
-    names = everything if "all" in names else names
+    names = [*everything, *(name for name in names if name == "real")] if "all" in names else names
     if "plan" in names and "plan" not in tables.SCALES[config.scale].tasks:
         check("all" in config.what, f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
         names.remove("plan")

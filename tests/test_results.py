@@ -174,6 +174,12 @@ def test_the_scale_of_the_paper_has_its_numbers():
     assert {task: steps for task, (_, steps) in paper.tasks.items()} == {"wmt14": 500_000, "squad": 250_000, "mbpp": 5_000}
 
 
+@pytest.mark.parametrize("what, tables_of_it", [("all", {"table1", "figure3"}), ("all,real", {"real"}), ("real,all", {"real"})])
+def test_all_is_all_but_what_wants_a_download_which_may_be_said_too(what, tables_of_it):
+    names = reproduce.chosen(reproduce.Config(scale="cpu", what=what))
+    assert tables_of_it <= set(names) and ("real" in names) == ("real" in what) and len(names) == len(set(names))
+
+
 def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cells, "call", None)
     for scale in tables.SCALES:
