@@ -62,9 +62,7 @@ def infill(writer, batch, rng, template, gap_len):
     repeat = lambda x: None if x is None else x.repeat(R, *[1] * (x.dim() - 1))
     batch = type(batch)(repeat(batch.inputs), repeat(batch.pad_mask), targets).to(device)
     drafts = writer.drafts(batch, rng.split(R), frozen=frozen.to(device))
-    best = 0
-    if R > 1:
-        best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin())
+    best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin()) if R > 1 else 0
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 
     def text(ids):
