@@ -79,17 +79,17 @@ def shape_of(size):
 
 def check_config(config):
     """Raise UserError for the first flag that makes no sense."""
-    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every"):
-        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    for name in ("warmup", "eval_sequences", "weight_decay"):
-        check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
+    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "target_len"):
+        value = getattr(config, name)
+        check(value is None or value >= 1, f"--{name}={value} must be at least 1")
+    for name in ("warmup", "eval_sequences", "weight_decay", "input_len"):
+        value = getattr(config, name)
+        check(value is None or value >= 0, f"--{name}={value} must not be negative")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(config.lr is None or 0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
     check(0 <= config.beta2 < 1, f"--beta2={config.beta2} must be in [0, 1)")
     check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
     check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
-    check(config.input_len is None or config.input_len >= 0, f"--input_len={config.input_len} must not be negative")
-    check(config.target_len is None or config.target_len >= 1, f"--target_len={config.target_len} must be at least 1")
     one_of("schedule", config.schedule, ("cosine", "constant"))
     one_of("too_long", config.too_long, ("error", "drop"))
 
