@@ -97,13 +97,10 @@ class TextData:
 
     def _windows(self, split, noise):
         which = np.searchsorted(self.cumulative, noise.uniform().numpy(), side="right").clip(max=len(self.names) - 1)
-        where = noise.uniform().numpy()
-        rows = []
-        for source, u in zip(which, where):
-            stream = self.streams[split][source]
-            start = int(u * (len(stream) - self.length))
-            rows.append(stream[start:start + self.length].astype(np.int64))
-        rows = torch.from_numpy(np.stack(rows))                                          # (B, L)
+        streams = [self.streams[split][source] for source in which]
+        starts = [int(u * (len(stream) - self.length)) for stream, u in zip(streams, noise.uniform().numpy())]
+        rows = np.stack([stream[start:start + self.length] for stream, start in zip(streams, starts)])
+        rows = torch.from_numpy(rows.astype(np.int64))                                   # (B, L)
         return Batch(*OBJECTIVES[self.objective](rows, noise, self.tokenizer, *self.canvas))
 
     def train_batch(self, seed, step, indices, batch_size):
