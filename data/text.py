@@ -7,7 +7,6 @@ running Python, and stdlib:code, its source; both differ a little from one Pytho
 """
 import ast
 import gzip
-import itertools
 import lzma
 import math
 import re
@@ -31,10 +30,7 @@ class Source(NamedTuple):
 
 
 def read_pieces(path):
-    """Yield the text of a UTF-8 file, plain or .gz or .xz, in pieces that end just before a newline.
-
-    Raises UserError for other bytes or a damaged archive.
-    """
+    """Yield the text of a UTF-8 file, plain, .gz or .xz, in pieces that end before a newline. UserError for other bytes."""
     text, opener = "", {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     with opener(path, "rt", encoding="utf-8-sig") as file:  # -sig: without the mark some Windows editors put first
         try:
@@ -111,17 +107,13 @@ def parse_sources(text):
         files, read = (stdlib_files(), EMBEDDED[place]) if place in EMBEDDED else (text_files(place), read_pieces)
         stem = place.split(":")[1] if place in EMBEDDED else Path(place).expanduser().resolve().name.split(".")[0]
         stem = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()) or "source"
-        names = itertools.chain([stem], (f"{stem}{n}" for n in itertools.count(2)))
-        taken = {source.name for source in sources}
+        names, taken = (f"{stem}{n}" for n in ("", *range(2, len(sources) + 2))), {source.name for source in sources}
         sources.append(Source(next(name for name in names if name not in taken), weight, files, read))
     return sources
 
 
 def pieces(source, separator=None):
-    """Yield the text of a source in pieces, and None between two documents: of two files, or where a separator stands.
-
-    With one, a document is kept in memory until it ends.
-    """
+    """Yield a source in pieces, None between two documents: two files, or what a separator parts (each then held in memory)."""
     begun = False
     for path in source.files:
         for n, piece in enumerate(split(source.read(path), separator) if separator else source.read(path)):
