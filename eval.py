@@ -54,10 +54,8 @@ class Config(GenerateConfig):
 
 
 def answer(writer, examples, config):
-    """Return (predictions, facts): n_programs answers per example, and counts of what it took.
-
-    An input longer than the model's canvas gets an empty answer: it is counted, and it scores nothing.
-    """
+    """Return (predictions, facts): n_programs answers per example, and counts of what it took; an input longer than the model's
+    canvas gets an empty answer: it is counted, and it scores nothing."""
     tokenizer, predictions = writer.tokenizer, [[] for _ in examples]
     inputs = tokenizer.encode_batch([e["input"] for e in examples])
     fitting = [i for i, ids in enumerate(inputs) if len(ids) <= writer.input_len]
@@ -155,9 +153,8 @@ def check_flags(config):
 
 def is_greedy(writer):
     """Return whether every program of a problem would be the same, whatever the seed."""
-    certain = writer.options.get("temperature", 0) == 0
-    return (writer.process.name == "speculative" or (writer.process.name == "ar" and certain)
-            or (writer.process.name == "absorbing" and writer.decoder != "ancestral" and certain))
+    name, certain = writer.process.name, writer.options.get("temperature", 0) == 0
+    return name == "speculative" or (certain and (name == "ar" or (name == "absorbing" and writer.decoder != "ancestral")))
 
 
 def evaluate(config):

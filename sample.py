@@ -8,7 +8,6 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
 \n in --infill is a line end, \\n a backslash and an n; a gap is three underscores or more.
 """
 import inspect
-import itertools
 import math
 import sys
 from dataclasses import dataclass, fields, replace
@@ -168,11 +167,9 @@ def prompt_batch(writer, prompt):
 def show(tokenizer, ids, before=None):
     """Return a draft on one line, a line end as an arrow; what differs from the draft `before`, if given, is bold."""
     texts = tokenizer.pieces(ids)
-    old, pieces = texts if before is None else tokenizer.pieces(before), []
-    for new, pairs in itertools.groupby(zip(texts, old), lambda pair: pair[0] != pair[1]):
-        text = "".join(text for text, _ in pairs)
-        pieces.append(f"\033[1m{text}\033[0m" if new else text)
-    return "".join(pieces).replace("\r", "").replace("\n", "↵")
+    old = texts if before is None else tokenizer.pieces(before)
+    shown = "".join(text if text == was else f"\033[1m{text}\033[0m" for text, was in zip(texts, old))
+    return shown.replace("\r", "").replace("\n", "↵")
 
 
 @out_of_memory("--n_samples", "--target_len")

@@ -107,10 +107,8 @@ def canvas(config):
 
 
 def origin_of(config):
-    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None.
-
-    On the text that the checkpoint was trained on, what no flag says of the canvas and the objective is set in config as then.
-    """
+    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None; on the text that it
+    was trained on, what no flag says of the canvas and the objective is set in config as then."""
     if not (config.resume or config.init_from):
         return None
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
@@ -229,9 +227,8 @@ def open_out_dir(config, process, origin, data):
     name = origin["process"]["name"]
     check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
     now, then = asdict(config), origin["config"]
-    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
-    changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
-    check(not changed, f"resuming would not be the same run: {changes}")
+    changes = [f"--{k} was {then.get(k)}, is {now[k]}" for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
+    check(not changes, f"resuming would not be the same run: {', '.join(changes)}")
     check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
     check(origin["data"] == data.hash, f"{path} is a run on data of hash {origin['data']}, {data.path} is of {data.hash} now; "
                                        f"prepare it as it was, or start another run with --init_from={path}")

@@ -21,16 +21,15 @@ from engine.cli import UserError, check
 # How sacreBLEU splits languages that put no spaces between words; for all others its default, 13a.
 UNSPACED = {"zh": "zh", "ja": "ja-mecab", "th": "char", "lo": "char", "km": "char", "my": "char"}
 UNSPACED_LETTER = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
-KANA = re.compile("[\u3040-\u30ff]")
-HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
 
 
 def language_of(texts):
     """Return the language of texts that no meta.json names, as far as splitting needs it: zh, th (by characters) or None."""
-    letters = [c for c in "".join(texts) if c.isalpha()]
-    if 2 * len(UNSPACED_LETTER.findall("".join(letters))) <= len(letters):
+    letters = "".join(c for c in "".join(texts) if c.isalpha())
+    if 2 * len(UNSPACED_LETTER.findall(letters)) <= len(letters):
         return None
-    return "zh" if HAN.search("".join(letters)) and not KANA.search("".join(letters)) else "th"
+    han, kana = (re.search(some, letters) for some in ("[\u3400-\u4dbf\u4e00-\u9fff]", "[\u3040-\u30ff]"))
+    return "zh" if han and not kana else "th"
 
 
 def standard_error(values):
