@@ -58,7 +58,7 @@ class Config(GenerateConfig):
     beside: str | None = None  # another model that answers the same prompt in the trace, with its default options
 
 
-ALL_DECODERS = DECODERS | {Speculative.name: {Speculative.name: Speculative.generate}}
+SPECULATIVE = {Speculative.name: {Speculative.name: Speculative.generate}}  # beside DECODERS
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
@@ -87,7 +87,7 @@ class Writer:
     def drafts(self, batch, noise, **more):
         """Return the drafts (B, T): what it starts from, one of every evaluation of the network, the last is the answer."""
         with self.autocast():
-            generate = ALL_DECODERS[self.process.name][self.decoder]
+            generate = (DECODERS | SPECULATIVE)[self.process.name][self.decoder]
             return list(generate(self.process, self.model, batch.to(self.device), noise, **self.options, **more))
 
     def bound(self, batch, noise, n_draws):
@@ -98,7 +98,8 @@ class Writer:
 
 def choose_decoder(config, process):
     """Return (name, options) of the decoder: the flags that were given, else its defaults. Raises UserError."""
-    decoders, names = ALL_DECODERS[process.name], [f.name for f in fields(GenerateConfig) if f.name not in NOT_OPTIONS]
+    decoders = (DECODERS | SPECULATIVE)[process.name]
+    names = [f.name for f in fields(GenerateConfig) if f.name not in NOT_OPTIONS]
     takes = {name: {option: p.default for option, p in inspect.signature(decoder).parameters.items() if option in names}
              for name, decoder in decoders.items()}
     check(config.decoder is None or process.name in PROCESSES, f"--decoder is not for {process.name} models")

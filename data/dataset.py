@@ -99,9 +99,8 @@ class TextData:
         which = np.searchsorted(self.cumulative, noise.uniform().numpy(), side="right").clip(max=len(self.names) - 1)
         streams = [self.streams[split][source] for source in which]
         starts = [int(u * (len(stream) - self.length)) for stream, u in zip(streams, noise.uniform().numpy())]
-        rows = np.stack([stream[start:start + self.length] for stream, start in zip(streams, starts)])
-        rows = torch.from_numpy(rows.astype(np.int64))                                   # (B, L)
-        return Batch(*OBJECTIVES[self.objective](rows, noise, self.tokenizer, *self.canvas))
+        rows = np.stack([stream[at:at + self.length] for stream, at in zip(streams, starts)]).astype(np.int64)  # (B, L)
+        return Batch(*OBJECTIVES[self.objective](torch.from_numpy(rows), noise, self.tokenizer, *self.canvas))
 
     def train_batch(self, seed, step, indices, batch_size):
         return self._windows("train", Noise(seed, "order", step, indices))
