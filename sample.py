@@ -8,7 +8,6 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
 \n in --infill is a line end, \\n a backslash and an n; a gap is three underscores or more.
 """
 import inspect
-import itertools
 import math
 import sys
 from dataclasses import dataclass, fields, replace
@@ -59,6 +58,7 @@ class Config(GenerateConfig):
     beside: str | None = None  # another model that answers the same prompt in the trace, with its default options
 
 
+SPECULATIVE = {Speculative.name: {Speculative.name: Speculative.generate}}  # beside DECODERS
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
@@ -87,7 +87,7 @@ class Writer:
     def drafts(self, batch, noise, **more):
         """Return the drafts (B, T): what it starts from, one of every evaluation of the network, the last is the answer."""
         with self.autocast():
-            generate = decoders_of(self.process)[self.decoder]
+            generate = (DECODERS | SPECULATIVE)[self.process.name][self.decoder]
             return list(generate(self.process, self.model, batch.to(self.device), noise, **self.options, **more))
 
     def bound(self, batch, noise, n_draws):
@@ -96,14 +96,10 @@ class Writer:
             return bound_of(self.process)(self.process, self.model, batch.to(self.device), noise, n_draws)
 
 
-def decoders_of(process):
-    """Return {name: decoder} for a process, its default first."""
-    return (DECODERS | {Speculative.name: {Speculative.name: Speculative.generate}})[process.name]
-
-
 def choose_decoder(config, process):
     """Return (name, options) of the decoder: the flags that were given, else its defaults. Raises UserError."""
-    decoders, names = decoders_of(process), [f.name for f in fields(GenerateConfig) if f.name not in NOT_OPTIONS]
+    decoders = (DECODERS | SPECULATIVE)[process.name]
+    names = [f.name for f in fields(GenerateConfig) if f.name not in NOT_OPTIONS]
     takes = {name: {option: p.default for option, p in inspect.signature(decoder).parameters.items() if option in names}
              for name, decoder in decoders.items()}
     check(config.decoder is None or process.name in PROCESSES, f"--decoder is not for {process.name} models")
@@ -172,18 +168,9 @@ def prompt_batch(writer, prompt):
 def show(tokenizer, ids, before=None):
     """Return a draft on one line, a line end as an arrow; what differs from the draft `before`, if given, is bold."""
     texts = tokenizer.pieces(ids)
-    old, pieces = texts if before is None else tokenizer.pieces(before), []
-    for new, pairs in itertools.groupby(zip(texts, old), lambda pair: pair[0] != pair[1]):
-        text = "".join(text for text, _ in pairs)
-        pieces.append(f"\033[1m{text}\033[0m" if new else text)
-    return "".join(pieces).replace("\r", "").replace("\n", "↵")
-
-
-def read_prompt(config):
-    """Return the input text: --prompt, else standard input, but with --infill nothing."""
-    if config.prompt is not None or config.infill is not None:
-        return config.prompt or ""
-    return as_text(sys.stdin.buffer.read(), "the prompt on standard input").replace("\r\n", "\n").rstrip("\n")
+    old = texts if before is None else tokenizer.pieces(before)
+    shown = "".join(text if text == was else f"\033[1m{text}\033[0m" for text, was in zip(texts, old))
+    return shown.replace("\r", "").replace("\n", "↵")
 
 
 @out_of_memory("--n_samples", "--target_len")
@@ -195,7 +182,9 @@ def main(argv=None):
     beside = load_writer(config.beside, own, config.target_len) if config.beside else None
     check(writer.process.name not in ("ar", "speculative") or config.infill is None,
           "--infill needs a diffusion model: an autoregressive one cannot look to the right")
-    prompt = read_prompt(config)
+    prompt = config.prompt or ""
+    if config.prompt is None and config.infill is None:
+        prompt = as_text(sys.stdin.buffer.read(), "the prompt on standard input").replace("\r\n", "\n").rstrip("\n")
     writer, batch = prompt_batch(writer, prompt)
     other = [prompt_batch(beside, prompt)] if beside else []
     noise, text = Noise(config.seed, "generate", 0, [0]), writer.tokenizer.decode

@@ -79,17 +79,17 @@ def shape_of(size):
 
 def check_config(config):
     """Raise UserError for the first flag that makes no sense."""
-    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every"):
-        check(getattr(config, name) >= 1, f"--{name}={getattr(config, name)} must be at least 1")
-    for name in ("warmup", "eval_sequences", "weight_decay"):
-        check(getattr(config, name) >= 0, f"--{name}={getattr(config, name)} must not be negative")
+    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "target_len"):
+        value = getattr(config, name)
+        check(value is None or value >= 1, f"--{name}={value} must be at least 1")
+    for name in ("warmup", "eval_sequences", "weight_decay", "input_len"):
+        value = getattr(config, name)
+        check(value is None or value >= 0, f"--{name}={value} must not be negative")
     check(0 <= config.seed < 1 << 32, f"--seed={config.seed} must be at least 0 and below 2^32")
     check(config.lr is None or 0 < config.lr < math.inf, f"--lr={config.lr} must be above 0")
     check(0 <= config.beta2 < 1, f"--beta2={config.beta2} must be in [0, 1)")
     check(config.grad_clip > 0, f"--grad_clip={config.grad_clip} must be above 0")
     check(0 <= config.dropout < 1, f"--dropout={config.dropout} must be in [0, 1)")
-    check(config.input_len is None or config.input_len >= 0, f"--input_len={config.input_len} must not be negative")
-    check(config.target_len is None or config.target_len >= 1, f"--target_len={config.target_len} must be at least 1")
     one_of("schedule", config.schedule, ("cosine", "constant"))
     one_of("too_long", config.too_long, ("error", "drop"))
 
@@ -107,10 +107,8 @@ def canvas(config):
 
 
 def origin_of(config):
-    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None.
-
-    On the text that the checkpoint was trained on, what no flag says of the canvas and the objective is set in config as then.
-    """
+    """Return the checkpoint that a run goes on from: its own on --resume, else --init_from's, else None; on the text that it
+    was trained on, what no flag says of the canvas and the objective is set in config as then."""
     if not (config.resume or config.init_from):
         return None
     path = Path(config.out_dir) / "ckpt.pt" if config.resume else config.init_from
@@ -229,9 +227,8 @@ def open_out_dir(config, process, origin, data):
     name = origin["process"]["name"]
     check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
     now, then = asdict(config), origin["config"]
-    changed = [k for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
-    changes = ", ".join(f"--{k} was {then.get(k)}, is {now[k]}" for k in changed)
-    check(not changed, f"resuming would not be the same run: {changes}")
+    changes = [f"--{k} was {then.get(k)}, is {now[k]}" for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
+    check(not changes, f"resuming would not be the same run: {', '.join(changes)}")
     check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
     check(origin["data"] == data.hash, f"{path} is a run on data of hash {origin['data']}, {data.path} is of {data.hash} now; "
                                        f"prepare it as it was, or start another run with --init_from={path}")

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from data.dataset import pad_rows
+from data.dataset import pad_rows, tokenized
 from engine.cli import check
 from engine.noise import Noise
 
@@ -42,14 +42,12 @@ def canvases(template, tokenizer, target_len, gap_len):
                                   f"holds {target_len}; shorten it")
     rows = []
     for lengths in itertools.product(range(1, gap_len + 1), repeat=n_closed):
-        if n_text + sum(lengths) + 1 > target_len:
-            continue
         columns = []  # token, or None in a gap
         for piece, length in zip(starts, [*lengths, 0]):
             columns += [*piece, *[None] * length]
         columns += [*end, tokenizer.eos] if end else []
-        rest = tokenizer.pad if end else None
-        rows.append(columns + [rest] * (target_len - len(columns)))
+        if n_text + sum(lengths) < target_len:
+            rows.append(columns + [tokenizer.pad if end else None] * (target_len - len(columns)))
     frozen = torch.tensor([[token is not None for token in row] for row in rows])
     return torch.tensor([[tokenizer.pad if token is None else token for token in row] for row in rows]), frozen
 
@@ -59,12 +57,9 @@ def infill(writer, batch, rng, template, gap_len):
     tokenizer = writer.tokenizer
     targets, frozen = canvases(template, tokenizer, writer.target_len, gap_len)
     R, device = len(targets), writer.device
-    repeat = lambda x: None if x is None else x.repeat(R, *[1] * (x.dim() - 1))
-    batch = type(batch)(repeat(batch.inputs), repeat(batch.pad_mask), targets).to(device)
+    batch = type(batch)(*(None if x is None else x.repeat_interleave(R, dim=0) for x in batch[:2]), targets).to(device)
     drafts = writer.drafts(batch, rng.split(R), frozen=frozen.to(device))
-    best = 0
-    if R > 1:
-        best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin())
+    best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin()) if R > 1 else 0
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 
     def text(ids):
@@ -101,8 +96,7 @@ def middle(writer, examples, config):
     """Return what eval.answer() does, of targets whose middle third the model fills: the number of its tokens is known."""
     tokenizer, predictions = writer.tokenizer, []
     facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
-    for i, example in enumerate(examples):
-        ids, target = tokenizer.encode(example["input"]), tokenizer.encode(example["target"])
+    for i, (ids, target) in enumerate(tokenized(examples, tokenizer)):
         if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
             facts["too_long"] += 1
             predictions.append([""])

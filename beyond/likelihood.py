@@ -11,7 +11,7 @@ import math
 import torch
 
 from autoregressive import Autoregressive, cross_entropy
-from data.dataset import pad_rows
+from data.dataset import pad_rows, tokenized
 from diffusion import Absorbing, Gaussian, Uniform, denoise, rank
 from engine.cli import check
 from engine.noise import Noise
@@ -140,9 +140,8 @@ def ratio(nats, counts):
 
 def task_batches(examples, writer, batch_size):
     """Return (batches, number of examples left out) of a task's examples, those that fit the model's canvas."""
-    encode = writer.tokenizer.encode_batch
-    pairs = zip(encode([e["input"] for e in examples]), encode([e["target"] for e in examples]))
-    rows = [(i, t) for i, t in pairs if len(i) <= writer.input_len and len(t) < writer.target_len]
+    rows = [(i, t) for i, t in tokenized(examples, writer.tokenizer)
+            if len(i) <= writer.input_len and len(t) < writer.target_len]
     check(rows, f"not one of {len(examples)} examples fits the canvas of {writer.input_len} + {writer.target_len} tokens")
     batches = [pad_rows(rows[k:k + batch_size], writer.tokenizer, writer.input_len, writer.target_len)
                for k in range(0, len(rows), batch_size)]

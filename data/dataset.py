@@ -97,14 +97,10 @@ class TextData:
 
     def _windows(self, split, noise):
         which = np.searchsorted(self.cumulative, noise.uniform().numpy(), side="right").clip(max=len(self.names) - 1)
-        where = noise.uniform().numpy()
-        rows = []
-        for source, u in zip(which, where):
-            stream = self.streams[split][source]
-            start = int(u * (len(stream) - self.length))
-            rows.append(stream[start:start + self.length].astype(np.int64))
-        rows = torch.from_numpy(np.stack(rows))                                          # (B, L)
-        return Batch(*OBJECTIVES[self.objective](rows, noise, self.tokenizer, *self.canvas))
+        streams = [self.streams[split][source] for source in which]
+        starts = [int(u * (len(stream) - self.length)) for stream, u in zip(streams, noise.uniform().numpy())]
+        rows = np.stack([stream[at:at + self.length] for stream, at in zip(streams, starts)]).astype(np.int64)  # (B, L)
+        return Batch(*OBJECTIVES[self.objective](torch.from_numpy(rows), noise, self.tokenizer, *self.canvas))
 
     def train_batch(self, seed, step, indices, batch_size):
         return self._windows("train", Noise(seed, "order", step, indices))
@@ -135,7 +131,7 @@ class TaskData:
         file = self.path / f"{split}.jsonl"
         if split == "valid" and not file.exists():
             return []
-        pairs = tokenized(file, self.tokenizer)
+        pairs = tokenized(read_jsonl(file), self.tokenizer)
         fits = [len(i) <= self.input_len and len(t) < self.target_len for i, t in pairs]  # one slot is for EOS
         n_dropped = len(pairs) - sum(fits)
         flags = f"--input_len={self.input_len} --target_len={self.target_len}"
@@ -179,21 +175,19 @@ class TaskData:
         steps = rng.permutation(np.concatenate(by_length).reshape(-1, batch_size))
         return np.concatenate((order[:first], steps.ravel(), order[last:]))
 
-    def _n_columns(self, longest):
-        """Return how many columns a batch gets: 8, 16, ..., which matrix units like, and at most input_len."""
-        return min(self.input_len, 8 * max(1, -(-int(longest) // 8)))
-
     def _trimmed(self, rows):
         """Lay rows on a canvas without the columns that would hold padding alone: they change nothing but the time."""
-        return pad_rows(rows, self.tokenizer, self._n_columns(max(len(i) for i, _ in rows)), self.target_len)
+        longest = max(1, *(len(i) for i, _ in rows))
+        n_columns = min(self.input_len, -(-longest // 8) * 8)  # 8, 16, ..., which matrix units like
+        return pad_rows(rows, self.tokenizer, n_columns, self.target_len)
 
     def n_valid(self):
         return len(self.rows["valid"])
 
 
-def tokenized(file, tokenizer):
-    """Return [(input ids, target ids)], int32 arrays, of a JSONL file."""
-    texts = [text for example in read_jsonl(file) for text in (example["input"], example["target"])]
+def tokenized(examples, tokenizer):
+    """Return [(input ids, target ids)], int32 arrays, of examples."""
+    texts = [text for example in examples for text in (example["input"], example["target"])]
     rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_batch(texts)]
     return list(zip(rows[::2], rows[1::2]))
 

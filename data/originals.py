@@ -38,19 +38,13 @@ _OPEN = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def find(task, names, from_dir=""):
-    """Return the paths of a task's original files, from from_dir or from_dir/TASK (packed or not), or fetch them.
-
-    Raises UserError naming the missing file and the address that it comes from.
-    """
+    """Return the paths of a task's original files: from_dir's, or from_dir/TASK's, packed or not; else fetch them."""
     if not from_dir:
         return [fetch(task, name, names) for name in names]
     folders, paths = (Path(from_dir), Path(from_dir) / task), []
     for name in names:
         stem = name.removesuffix(".gz")
-        # *.reconstructed.json: SQuAD as rebuilt from its explorer pages, in the official layout.
-        stems = (stem, stem.replace(".json", ".reconstructed.json"))
-        found = [path for folder in folders for each in stems for suffix in ("", ".gz", ".xz")
-                 if (path := folder / (each + suffix)).is_file()]
+        found = [path for folder in folders for suffix in ("", ".gz", ".xz") if (path := folder / (stem + suffix)).is_file()]
         check(found, f"{task}: neither {folders[0]} nor {folders[1]} holds {stem} (or .gz, .xz); it comes from {ADDRESS[task]}")
         paths.append(found[0])
     return paths
@@ -62,7 +56,7 @@ def fetch(task, name, names):
     otherwise = f"put {', '.join(names)} from {ADDRESS[task]} into a folder and pass --from_dir=FOLDER"
     if path.is_file() and file_sha256(path) == sha256:
         return path
-    partial, digest = path.with_name(f"{path.name}.{os.getpid()}.part"), hashlib.sha256()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with urllib.request.urlopen(url, timeout=30) as reply, open(partial, "wb") as file, \
@@ -70,10 +64,10 @@ def fetch(task, name, names):
                      disable=not sys.stderr.isatty()) as bar:
             while chunk := reply.read(1 << 16):
                 file.write(chunk)
-                digest.update(chunk)
                 bar.update(len(chunk))
-        check(digest.hexdigest() == sha256, f"{url} arrived with SHA-256 {digest.hexdigest()}, not {sha256}: the download "
-                                            f"broke or the file changed; try again, or {otherwise}")
+        found = file_sha256(partial)
+        check(found == sha256, f"{url} arrived with SHA-256 {found}, not {sha256}: the download broke or the file changed; try "
+                               f"again, or {otherwise}")
         os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot fetch {url} ({error}); without internet, {otherwise}") from error

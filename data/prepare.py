@@ -69,14 +69,6 @@ def write_tokens(source, path, tokenizer, dtype, separator=None):
     return n_tokens, n_bytes, found
 
 
-def split_off(train, valid, n_train, n_bytes_each):
-    """Move what follows the first n_train tokens of one file to another."""
-    with open(train, "r+b") as source, open(valid, "wb") as rest:
-        source.seek(n_train * n_bytes_each)
-        shutil.copyfileobj(source, rest)
-        source.truncate(n_train * n_bytes_each)
-
-
 def write_text(folder, config):
     """Fill an empty folder with the token streams of all sources and meta.json; print a line for each source."""
     check(0 < config.valid_share < 1, f"valid_share={config.valid_share} must lie between 0 and 1")
@@ -89,7 +81,10 @@ def write_text(folder, config):
         n_tokens, n_bytes, found = write_tokens(source, train, tokenizer, dtype, config.separator)
         n_train = int(n_tokens * (1 - config.valid_share))
         n_valid = n_tokens - n_train
-        split_off(train, valid, n_train, dtype.itemsize)
+        with open(train, "r+b") as file, open(valid, "wb") as rest:  # what follows n_train tokens moves there
+            file.seek(n_train * dtype.itemsize)
+            shutil.copyfileobj(file, rest)
+            file.truncate(n_train * dtype.itemsize)
         check(n_train and n_valid, f"source {source.name!r} is too short: {n_train} tokens to train on, {n_valid} to test")
         weight = source.weight / total_weight
         rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})

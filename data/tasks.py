@@ -98,10 +98,6 @@ def _sample(examples, n, seed):
 
 # ---- one function per task: original files -> {split: examples} ----------------------------------------------------------
 
-def _multi30k(from_dir, langs):
-    return _parallel("multi30k", ["train.{}.gz", "val.{}.gz", "test_2016_flickr.{}.gz"], from_dir, langs)
-
-
 def _wmt14(from_dir, langs):
     source, target = _language_pair(langs)
     check(from_dir, f"wmt14 is not fetched (archives of several GB, {ADDRESS['wmt14']}): join its training corpora into "
@@ -176,4 +172,5 @@ def _program(record):
             "tests": record["test_list"]}
 
 
-_LOADERS = {"multi30k": _multi30k, "wmt14": _wmt14, "squad": _squad, "mbpp": _mbpp}
+_LOADERS = {"multi30k": partial(_parallel, "multi30k", ["train.{}.gz", "val.{}.gz", "test_2016_flickr.{}.gz"]),
+            "wmt14": _wmt14, "squad": _squad, "mbpp": _mbpp}

@@ -6,10 +6,7 @@ dropped, not even empty lines. A file is one document. Embedded: stdlib:docs, th
 running Python, and stdlib:code, its source; both differ a little from one Python version to the next.
 """
 import ast
-import codecs
 import gzip
-import io
-import itertools
 import lzma
 import math
 import re
@@ -22,7 +19,7 @@ from typing import NamedTuple
 from engine.cli import UserError, check
 from engine.files import check_mark
 
-PIECE = 1 << 18  # bytes read at a time: memory use does not depend on the size of a corpus
+PIECE = 1 << 18  # characters read at a time: memory use does not depend on the size of a corpus
 
 
 class Source(NamedTuple):
@@ -32,39 +29,28 @@ class Source(NamedTuple):
     read: Callable  # path -> the text of that document, in pieces
 
 
-def read_text(path):
-    """Return the text of a UTF-8 file, plain or .gz or .xz. Raises UserError for other bytes or a damaged archive."""
-    return "".join(read_pieces(Path(path)))
-
-
 def read_pieces(path):
-    """Yield the text of a file in pieces that end just before a newline."""
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
-    text, n_read, n_pending = "", 0, 0
-    try:
-        with opener(path, "rb") as file:
+    """Yield the text of a UTF-8 file, plain, .gz or .xz, in pieces that end before a newline. UserError for other bytes."""
+    text, opener = "", {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
+    with opener(path, "rt", encoding="utf-8-sig") as file:  # -sig: without the mark some Windows editors put first
+        try:
             while block := file.read(PIECE):
-                check_mark(block if n_read == 0 else b"", path)
-                n_pending = len(decoder.getstate()[0])  # bytes of a character that the last block began
-                text += decoder.decode(block)
-                text = text if n_read else text.removeprefix("\ufeff")  # the mark some Windows editors put first
-                n_read += len(block)
+                text += block
                 # Every tokenizer's pattern has a border between a visible character and a newline: a cut there is harmless.
                 cut = text.rfind("\n")
                 while cut > 0 and text[cut - 1].isspace():
                     cut = text.rfind("\n", 0, cut)
-                cut = cut if cut > 0 else len(text)  # not one such place in PIECE bytes: a token may split
+                cut = cut if cut > 0 else len(text)  # not one such place in PIECE characters: a token may split
                 if cut:
                     yield text[:cut]
                 text = text[cut:]
-            n_pending = len(decoder.getstate()[0])
-            text += decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        offset = n_read - n_pending + error.start
-        raise UserError(f"{path} is not UTF-8: byte {offset} is 0x{error.object[error.start]:02x}; convert it first") from error
-    except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        except UnicodeDecodeError as error:
+            n_before = file.buffer.tell() - len(error.object)
+            check_mark(error.object if n_before == 0 else b"", path)
+            raise UserError(f"{path} is not UTF-8: byte {n_before + error.start} is 0x{error.object[error.start]:02x}; convert "
+                            f"it first") from error
+        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
     if text:
         yield text
 
@@ -76,7 +62,7 @@ def read_code(path):
 
 def read_docs(path):
     """Yield the docstrings of a module, in their order in the file."""
-    tree = ast.parse(read_text(path))
+    tree = ast.parse("".join(read_pieces(path)))
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     documented = [node for node in ast.walk(tree) if isinstance(node, kinds) and ast.get_docstring(node)]
     texts = [ast.get_docstring(node) for node in sorted(documented, key=lambda node: node.body[0].lineno)]
@@ -121,17 +107,13 @@ def parse_sources(text):
         files, read = (stdlib_files(), EMBEDDED[place]) if place in EMBEDDED else (text_files(place), read_pieces)
         stem = place.split(":")[1] if place in EMBEDDED else Path(place).expanduser().resolve().name.split(".")[0]
         stem = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()) or "source"
-        names = itertools.chain([stem], (f"{stem}{n}" for n in itertools.count(2)))
-        taken = {source.name for source in sources}
+        names, taken = (f"{stem}{n}" for n in ("", *range(2, len(sources) + 2))), {source.name for source in sources}
         sources.append(Source(next(name for name in names if name not in taken), weight, files, read))
     return sources
 
 
 def pieces(source, separator=None):
-    """Yield the text of a source in pieces, and None between two documents: of two files, or where a separator stands.
-
-    With one, a document is kept in memory until it ends.
-    """
+    """Yield a source in pieces, None between two documents: two files, or what a separator parts (each then held in memory)."""
     begun = False
     for path in source.files:
         for n, piece in enumerate(split(source.read(path), separator) if separator else source.read(path)):

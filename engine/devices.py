@@ -81,24 +81,20 @@ def choose_dtype(name, device, width):
     return torch.bfloat16 if bf16 else torch.float32
 
 
-def compiler_fault(device):
-    """Return why torch.compile does not work here, None if it does."""
-    try:
-        torch.compile(torch.square)(torch.ones(2, device=device))
-    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def choose_compile(choice, device):
     """Return whether to use torch.compile: for auto on CUDA where its compiler works. Raises UserError."""
     one_of("compile", choice, ("auto", "yes", "no"))
     if choice == "no" or (choice == "auto" and device.type != "cuda"):
         return False
-    fault = compiler_fault(device)
-    check(not fault or choice == "auto", f"--compile=yes does not work here ({fault}); --compile=no, or auto")
-    if fault and int(os.environ.get("RANK", 0)) == 0:
+    try:
+        torch.compile(torch.square)(torch.ones(2, device=device))
+        return True
+    except Exception as error:  # no C++ compiler, no Triton, a GPU too old for it, ...: every one of its own type
+        fault = str(error).strip().partition("\n")[0] or type(error).__name__
+    check(choice == "auto", f"--compile=yes does not work here ({fault}); --compile=no, or auto")
+    if int(os.environ.get("RANK", 0)) == 0:
         print(f"torch.compile does not work here ({fault}): going on without", file=sys.stderr)
-    return not fault
+    return False
 
 
 def check_memory(file, n):

@@ -53,6 +53,7 @@ class GPT2(Transformer):
     """The Transformer of model.py with the parts of GPT-2: the same encode() and decode(), patterns, context and cache."""
     Block = GPT2Block
     init_weights = lambda self: None  # this flavour exists to start from weights that are there already
+    rotary = lambda self, start, n: None
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
                  n_positions=1024):
@@ -81,9 +82,6 @@ class GPT2(Transformer):
             x = self.embedding(y)                                                        # (B, T, C)
         n_inputs = 0 if context.inputs is None else context.inputs.size(1)  # full: they are in the same pass
         return self.add_positions(x, n_inputs if context.keys[0] is None else context.keys[0].size(2), context.pad_mask)
-
-    def rotary(self, start, n):
-        return None
 
     def logits(self, x):
         return F.linear(self.norm(x), self.embedding.weight)

@@ -67,11 +67,9 @@ def process_of(checkpoint):
     options, classes = dict(checkpoint["process"]), PROCESSES | {"ar": Autoregressive}
     name = options.pop("name")
     check(name in classes, f"this is a checkpoint of the process {name!r}, which is not in diffusion.py")
-    try:
-        process, kinds, shape = classes[name](**options), typing.get_type_hints(classes[name]), checkpoint["shape"]
-    except TypeError as error:
-        raise UserError(f"this is a checkpoint of the process {name!r} with other options ({error})") from error
-    check(vars(process).keys() == options.keys(), f"this is a checkpoint of the process {name!r} without all of its options")
+    known = classes[name].__dataclass_fields__.keys()
+    check(options.keys() == known, f"this is a checkpoint of the process {name!r} with other options than {', '.join(known)}")
+    process, kinds, shape = classes[name](**options), typing.get_type_hints(classes[name]), checkpoint["shape"]
     for option, value in vars(process).items():
         allowed = typing.get_args(kinds[option]) or (kinds[option],)
         counts = not isinstance(value, (int, float)) or 0 <= value <= max(shape["vocab_size"], shape["vector_width"])

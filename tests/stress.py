@@ -319,7 +319,7 @@ def data_files(n, folder):
         "task/train.jsonl": tasks.read_jsonl, "text/meta.json": lambda p: open_data(p.parent, tok, 4, 4),
         "text/train.a.bin": lambda p: open_data(p.parent, tok, 4, 4).train_batch(0, 0, range(4), 4),
         "squad.json": tasks._articles, "mbpp.jsonl": lambda p: tasks.TASKS and tasks._mbpp(str(p.parent), ""),
-        "model/tokenizer.json": lambda p: read_tokenizer_files(p.parent), "a.txt": lambda p: text.read_text(p),
+        "model/tokenizer.json": lambda p: read_tokenizer_files(p.parent), "a.txt": lambda p: "".join(text.read_pieces(p)),
         "run/metrics.jsonl": lambda p: (run_log.read_log(p), plot.curve(p.parent))}
     counts, whole = dict.fromkeys(readers, 0), {name: (folder / name).read_bytes() for name in readers}
     for i in range(n):
@@ -382,7 +382,7 @@ def fuzz(n, folder):
         (LINES, lambda x: written("metrics.jsonl", x, run_log.read_log)),
         (LINES, lambda x: written("ranks", x, read_ranks)),
         (LINES, lambda x: written("lines.txt", x, lambda p: list(originals.lines(p)))),
-        (LINES, lambda x: written("t.txt", x, text.read_text)),
+        (LINES, lambda x: written("t.txt", x, lambda p: "".join(text.read_pieces(p)))),
         (LINES, lambda x: written("c.json", x, lambda p: files.read_json(p, {"a?": files.TEXT}))),
         (st.text(max_size=80), lambda x: tok.decode(tok.encode(x.encode("utf-8", "replace").decode())) and None),
         (st.text(alphabet="ab_\\n {}", max_size=40), lambda x: check(canvases, x, tok, 48, 3)),

@@ -134,7 +134,7 @@ WRONG = {
            ('.removesuffix(" ")', ".strip()", "a space behind a gap"),
            ("len(starts) if end else len(starts) - 1", "len(starts)", "it is open up to the end"),
            ('{"n": "\\n"}', "{}", "is a line end"), ('"_{3,}"', '"___"', "are one gap"),
-           ("sum(lengths) + 1 > target_len", "sum(lengths) > target_len", "lengths that do not fit the canvas with EOS"),
+           ("sum(lengths) < target_len", "sum(lengths) <= target_len", "lengths that do not fit the canvas with EOS"),
            ("check(gap_len >= 1,", "check(True,", "gap_len=0 must be refused")],
     "14": [("T, agreed + 1)", "T, agreed)", "a round settled nothing"),
            ("torch.where(is_eos.any(dim=1, keepdim=True), T, agreed + 1)", "agreed + 1", "a row that holds EOS is done"),

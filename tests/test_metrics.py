@@ -216,9 +216,3 @@ def test_nothing_to_score_and_uneven_lists_are_errors():
             score([["a"]], [{"target": "a"}] * 2)
     with pytest.raises(UserError, match="no predictions"):
         judge.score("code", [], [])
-
-
-def test_distinct_n_is_the_share_of_different_n_grams():
-    assert metrics.distinct_n([[1, 2, 1, 2], [1, 2]], 2) == 2 / 4  # 12 21 12 | 12: none crosses a border
-    assert metrics.distinct_n([[1, 2, 3], [4, 5]], 2) == 1 and metrics.distinct_n([[7, 7, 7, 7]], 1) == 1 / 4
-    assert math.isnan(metrics.distinct_n([[1], []], 2))

@@ -23,6 +23,10 @@ PROSE = "The café is open.\n\n\nIt's   late…   \n  and 1984 was «long» ago.
 CODE = "def f(x):\n    if x:\n\n        return {'select': x_y}\n\n\n" * 8
 
 
+def read(path):
+    return "".join(text.read_pieces(path))
+
+
 def run(*flags):
     prepare.main(["text", *map(str, flags)])
 
@@ -103,20 +107,25 @@ def test_reading_keeps_every_character_and_only_unifies_line_ends(tmp_path, monk
     monkeypatch.setattr(text, "PIECE", piece)
     path = tmp_path / "x.txt"
     path.write_bytes(b"\xef\xbb\xbf" + "a\r\n\r\n é\ufeff\U0001f600 \n \rb\t\n\n".encode())
-    assert text.read_text(path) == "a\n\n é\ufeff\U0001f600 \n \nb\t\n\n"
+    assert read(path) == "a\n\n é\ufeff\U0001f600 \n \nb\t\n\n"
     for name, pack in (("x.gz", gzip.compress), ("x.txt.xz", lzma.compress)):
         (tmp_path / name).write_bytes(pack(path.read_bytes()))
-        assert text.read_text(str(tmp_path / name)) == text.read_text(path)
+        assert read(tmp_path / name) == read(path)
 
 
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 1 << 18])
 @pytest.mark.parametrize("content, offset", [
-    ("é\n€".encode() + b"\xff.", 6), (b"abc\r\ndef\xe2\x82", 8), (b"\xef\xbb\xbf\n\x80", 4)])
+    ("é\n€".encode() + b"\xff.", 6), (b"abc\r\ndef\xe2\x82", 8), (b"\xef\xbb\xbf\n\x80", 4),
+    ("\r\n€".encode() * 9_000 + b"\x80", 45_000), (b"\xef\xbb\xbf" + "€\n".encode() * 9_000 + b"\xe2\x82\n", 36_003)])
 def test_bytes_that_are_not_utf8_are_named_with_their_offset(tmp_path, monkeypatch, piece, content, offset):
     monkeypatch.setattr(text, "PIECE", piece)
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=rf"x\.txt is not UTF-8: byte {offset} is 0x{content[offset]:02x}"):
-        text.read_text(tmp_path / "x.txt")
+        read(tmp_path / "x.txt")
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / "y.txt").write_text(PROSE, encoding=encoding)
+        with pytest.raises(UserError, match=rf"y\.txt is {encoding.upper()}, not UTF-8"):
+            read(tmp_path / "y.txt")
 
 
 @pytest.mark.parametrize("pack, suffix", [(gzip.compress, ".gz"), (lzma.compress, ".xz")])
@@ -125,7 +134,7 @@ def test_a_damaged_archive_is_named(tmp_path, pack, suffix):
     for content in (packed[:-10], b"plain text", packed[:10] + b"\xff" * 50):
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"x{suffix} is damaged"):
-            text.read_text(path)
+            read(path)
 
 
 def test_the_last_colon_starts_a_weight_only_before_a_number(monkeypatch):

@@ -212,7 +212,9 @@ def test_a_diffusion_model_goes_out_comes_back_and_is_not_taken_for_ar(train, ta
     refused(f"this is a '{process.name}' checkpoint; only autoregressive", ar2diff.main, [folder, str(tmp_path / "new")])
     assert not (tmp_path / "new").exists()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
-    for wrong, message in (({"name": "flow"}, "'flow', which is not in"), ({"name": "uniform", "x": 1}, "with other options")):
+    whole = config["ar2diff_process"]
+    for wrong, message in (({"name": "flow"}, "'flow', which is not in"), (whole | {"x": 1}, "with other options than"),
+                           ({"name": whole["name"]}, "with other options than")):
         (tmp_path / "out" / "config.json").write_text(json.dumps(config | {"ar2diff_process": wrong}))
         refused(message, lambda: process_of(load_checkpoint(folder)))
 
