@@ -44,7 +44,10 @@ def find(task, names, from_dir=""):
     folders, paths = (Path(from_dir), Path(from_dir) / task), []
     for name in names:
         stem = name.removesuffix(".gz")
-        found = [path for folder in folders for suffix in ("", ".gz", ".xz") if (path := folder / (stem + suffix)).is_file()]
+        # *.reconstructed.json: SQuAD as rebuilt from its explorer pages, in the official layout.
+        stems = (stem, stem.replace(".json", ".reconstructed.json"))
+        found = [path for folder in folders for each in stems for suffix in ("", ".gz", ".xz")
+                 if (path := folder / (each + suffix)).is_file()]
         check(found, f"{task}: neither {folders[0]} nor {folders[1]} holds {stem} (or .gz, .xz); it comes from {ADDRESS[task]}")
         paths.append(found[0])
     return paths

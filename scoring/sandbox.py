@@ -189,6 +189,18 @@ def _wait(process):
     return usage.ru_utime + usage.ru_stime
 
 
+def _start(source, report, folder, mode):
+    """Start an interpreter on what lies in a file, in a folder; it writes to another file. Raises UserError."""
+    # It gets only what it needs to start, and a fixed order of sets and dicts: the same program, the same result.
+    env = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
+    command = [*BUBBLEWRAP * (mode == "bubblewrap"), sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"]
+    try:
+        return subprocess.Popen(command, stdin=source, stdout=report, stderr=report, cwd=folder, start_new_session=True,
+                                env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"})
+    except OSError as error:
+        raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
+
+
 def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=None, started=None):
     """Run program, setup and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
 
@@ -196,8 +208,6 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=N
     """
     check(tests.strip(), "a program without tests would always pass; give the example its `tests`")
     secret, mode = secrets.token_hex(16), mode or mode_here()
-    # The interpreter gets only what it needs to start, and a fixed order of sets and dicts: the same program, the same result.
-    env = {name: os.environ[name] for name in ("SYSTEMROOT", "LD_LIBRARY_PATH") if name in os.environ}
     with (tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as report,
           tempfile.TemporaryDirectory(prefix="ar2diff_", ignore_cleanup_errors=True) if mode == "limits" else
           contextlib.nullcontext("/tmp") as folder):
@@ -205,13 +215,7 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=N
         source.write(f"{_SOURCE}\n_child(*{arguments!a})\n".encode())
         source.seek(0)
         start = time.monotonic()
-        try:
-            process = subprocess.Popen(
-                [*BUBBLEWRAP * (mode == "bubblewrap"), sys.executable, "-s", "-S", "-B", "-X", "utf8", "-"], stdin=source,
-                stdout=report, stderr=report, cwd=folder, env={**env, "TMPDIR": folder, "PYTHONHASHSEED": "0"},
-                start_new_session=True)
-        except OSError as error:
-            raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
+        process = _start(source, report, folder, mode)
         timer = threading.Timer(WALL * timeout, _kill, [process])
         timer.start()
         try:
