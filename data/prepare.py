@@ -11,6 +11,7 @@ token ids with one EOS between documents: train.SOURCE.bin, and its last tenth, 
 """
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -102,7 +103,7 @@ def main(argv=None):
     one_of("name", config.name, ["text", *TASKS])
     for flag in TASK_FLAGS if config.name == "text" else TEXT_FLAGS:
         check(getattr(config, flag) == getattr(Config, flag), f"--{flag} has no meaning for {config.name!r}")
-    out = Path(config.out).expanduser().resolve() if config.out else ROOT / "data" / "prepared" / config.name
+    out = Path(os.path.expanduser(config.out)).resolve() if config.out else ROOT / "data" / "prepared" / config.name
     if config.name == "text":
         with draft_of(out, config.overwrite) as draft:
             write_text(draft, config)

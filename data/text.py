@@ -9,6 +9,7 @@ import ast
 import gzip
 import lzma
 import math
+import os
 import re
 import sysconfig
 import zlib
@@ -82,7 +83,7 @@ def stdlib_files():
 
 
 def text_files(place):
-    path = Path(place).expanduser()
+    path = Path(os.path.expanduser(place))
     check(path.exists(), f"source {place!r} does not exist; a source is FILE:weight, FOLDER:weight, {' or '.join(EMBEDDED)}")
     if not path.is_dir():
         return [path]
@@ -105,7 +106,7 @@ def parse_sources(text):
         check(place, f"sources={text!r} holds an empty source; write FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight")
         check(0 < weight < math.inf, f"source {place!r}: weight {match[2]} must be above 0")
         files, read = (stdlib_files(), EMBEDDED[place]) if place in EMBEDDED else (text_files(place), read_pieces)
-        stem = place.split(":")[1] if place in EMBEDDED else Path(place).expanduser().resolve().name.split(".")[0]
+        stem = place.split(":")[1] if place in EMBEDDED else Path(os.path.expanduser(place)).resolve().name.split(".")[0]
         stem = re.sub(r"[^a-z0-9_-]+", "_", stem.lower()) or "source"
         names, taken = (f"{stem}{n}" for n in ("", *range(2, len(sources) + 2))), {source.name for source in sources}
         sources.append(Source(next(name for name in names if name not in taken), weight, files, read))

@@ -85,7 +85,8 @@ def describe(process):
 
 def commit():
     """Return the commit of this code, with a + where files of it were changed since; None where git does not say."""
-    git = lambda *words: subprocess.run(["git", "-C", os.path.dirname(__file__), *words], capture_output=True, text=True)
+    where = ["git", "--no-optional-locks", "-C", os.path.dirname(__file__)]  # no lock: a commit at the same time must not fail
+    git = lambda *words: subprocess.run([*where, *words], capture_output=True, text=True)
     with suppress(OSError):
         head = git("rev-parse", "--short=12", "HEAD").stdout.strip()
         return head + "+" * bool(git("status", "--porcelain", "-uno").stdout.strip()) or None

@@ -217,6 +217,11 @@ def test_every_bad_input_is_one_clear_error_and_leaves_nothing_behind(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == ["in"], flags
 
 
+def test_a_home_that_nobody_has_is_a_folder_that_does_not_exist(tmp_path):
+    with pytest.raises(UserError, match="source '~nobody_has_it/x' does not exist"):
+        run("--sources=~nobody_has_it/x", f"--out={tmp_path / 'out'}")
+
+
 def test_an_unknown_name_and_a_flag_of_the_other_kind_are_refused(tmp_path):
     for name, meant in (("sqad", "squad"), ("txt", "text")):
         with pytest.raises(UserError, match=f"did you mean '{meant}'"):

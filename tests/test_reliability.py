@@ -24,7 +24,7 @@ from data import dataset, prepare
 from data.dataset import data_hash, open_data, read_meta
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_files import DIGITS_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
-from engine import cli, run_log
+from engine import checkpoint, cli, run_log
 from engine.checkpoint import read_plain, save_checkpoint
 from engine.cli import UserError
 from experiments import plot
@@ -405,3 +405,17 @@ def test_a_million_spaces_are_one_line_or_tokens():
                 with pytest.raises(UserError, match="more than 900,000 spaces in a row"):
                     encode(text)
         assert len(tokenizer.encode(" " * 899_999 + "\n" + "a" * 1_000_000)) == 1_900_000
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_asking_git_for_the_commit_takes_no_lock(monkeypatch, tmp_path):
+    """Else a user's own `git commit` fails while a training run starts."""
+    git = lambda *words: subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+    git("init")
+    (tmp_path / "a.py").write_text("x = 1\n", encoding="utf-8")
+    git("add", "a.py")
+    git("-c", "user.name=x", "-c", "user.email=x", "commit", "-m", "x")
+    os.utime(tmp_path / "a.py", ns=(1, 1))  # a status would refresh the index now
+    index = (tmp_path / ".git/index").read_bytes()
+    monkeypatch.setattr(checkpoint, "__file__", str(tmp_path / "a.py"))
+    assert len(checkpoint.commit()) == 12 and (tmp_path / ".git/index").read_bytes() == index
