@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ if __name__ == "__main__":
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tqdm import tqdm
 
 import ar2diff
 import eval as evaluation
@@ -71,6 +73,7 @@ def child(main, output=os.devnull):
         for fd in (1, 2):
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), fd)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(fd, "wb", closefd=False)) for fd in (1, 2))
+        tqdm.set_lock(threading.RLock())  # its own is shared by processes that fork, and a killed one may hold it
         faulthandler.dump_traceback_later(SECONDS - 2, file=2)  # where it hangs, if it does
         cli.run(main)
         code = 0
