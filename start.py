@@ -11,7 +11,7 @@ from autoregressive import Autoregressive
 from data.dataset import data_hash, find_folder, read_meta
 from data.tokenizer import load_tokenizer
 from diffusion import PROCESSES, new_process
-from engine.checkpoint import describe, read_checkpoint
+from engine.checkpoint import describe
 from engine.cli import UserError, check, one_of
 from model import ARCHITECTURES, INPUTS_ATTENTION, Transformer
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
@@ -226,16 +226,11 @@ def open_out_dir(config, process, origin, data):
     check(origin.get("optimizer"), f"{path} holds no optimizer state; start from it with --init_from={path} instead")
     name = origin["process"]["name"]
     check(name == process.name, f"{path} is a run of the process {name!r}, not {process.name!r}")
+    check(origin["data"] == data.hash, f"{path} is a run on data of hash {origin['data']}, {data.path} is of {data.hash} now; "
+                                       f"prepare it as it was, or start another run with --init_from={path}")
     now, then = asdict(config), origin["config"]
     changes = [f"--{k} was {then.get(k)}, is {now[k]}" for k in now if k not in FREE_ON_RESUME and now[k] != then.get(k)]
     check(not changes, f"resuming would not be the same run: {', '.join(changes)}")
     check(origin["process"] == describe(process), f"{path} is a run of {origin['process']}, not of {describe(process)}")
-    check(origin["data"] == data.hash, f"{path} is a run on data of hash {origin['data']}, {data.path} is of {data.hash} now; "
-                                       f"prepare it as it was, or start another run with --init_from={path}")
     check(config.steps >= origin["step"], f"{path} is at step {origin['step']} already; to go on, raise --steps")
     return out_dir
-
-
-def best_loss(path):
-    """Return the validation loss of best.pt, infinity if there is none yet."""
-    return read_checkpoint(path)["best"] if path.exists() else math.inf

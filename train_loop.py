@@ -15,13 +15,13 @@ import torch.nn as nn
 
 from autoregressive import cross_entropy
 from data.dataset import open_data
-from engine.checkpoint import commit, describe, lineage, save_checkpoint
+from engine.checkpoint import commit, describe, lineage, read_checkpoint, save_checkpoint
 from engine.cli import check
 from engine.devices import out_of_memory, start_ranks
 from engine.noise import Noise
 from engine.parallel import agreed, load_optimizer, prepare, synchronised, whole
 from engine.run_log import RunLog, Tally, check_finite, leave, one_run
-from start import best_loss, canvas, check_config, open_out_dir, peak_rate, start_model
+from start import canvas, check_config, open_out_dir, peak_rate, start_model
 
 
 @out_of_memory("--micro_batch_size", "--target_len")
@@ -64,7 +64,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
             if step and (step % config.eval_every == 0 or step == config.steps) and step not in log.validated:
                 # Here, behind the checkpoint, a crash costs nothing: a resumed run begins with the validation that it missed.
                 valid = evaluate(loss_of, process, data, config, device, autocast, *share, alone)
-                if valid and valid["loss"] < best:
+                if valid and agreed([valid["loss"] < best], world, device):  # shards give each rank a loss of its own rounding
                     best, weights = valid["loss"], whole(model.state_dict(), rank)
                     if rank == 0:
                         save_checkpoint(out_dir / "best.pt", facts | dict(step=step, model=weights, best=best))
@@ -122,7 +122,8 @@ def where_it_stands(config, origin, optimizer):
     if not config.resume:
         return 0, math.inf, lineage(origin) if origin else []
     load_optimizer(optimizer, origin["optimizer"])
-    return origin["step"], best_loss(Path(config.out_dir) / "best.pt"), origin["history"]
+    best = Path(config.out_dir) / "best.pt"
+    return origin["step"], read_checkpoint(best).get("best", math.inf) if best.exists() else math.inf, origin["history"]
 
 
 @torch.no_grad()

@@ -67,8 +67,9 @@ def open_data(folder, tokenizer, input_len, target_len, too_long="error", object
 
 def data_hash(path, meta):
     """Return a hash of what is trained and validated on, wherever it lies."""
-    files = [file for split in ("train", "valid") for file in path.glob(f"{split}.*")]
-    return content_hash(files + [path / "meta.json"] * (meta["kind"] == "text"))  # which has the weights of its sources
+    is_text = meta["kind"] == "text"
+    files = [file for split in ("train", "valid") for file in path.glob(f"{split}.*.bin" if is_text else f"{split}.jsonl")]
+    return content_hash(files + [path / "meta.json"] * is_text)  # which has the weights of its sources
 
 
 class TextData:
@@ -83,6 +84,7 @@ class TextData:
         self.path, self.hash = path.resolve(), data_hash(path, meta)
         self.names = [fitting(source, SOURCE)["name"] for source in meta["sources"]]
         weights = np.array([source["weight"] for source in meta["sources"]], dtype=np.float64)
+        check(weights.sum() > 0, f"{path} names no source of a weight above 0; prepare it again")
         self.cumulative = np.cumsum(weights / weights.sum())
         self.streams = {split: [np.memmap(path / f"{split}.{name}.bin", dtype=meta["dtype"], mode="r") for name in self.names]
                         for split in ("train", "valid")}

@@ -67,6 +67,7 @@ def write_tokens(source, path, tokenizer, dtype, separator=None):
                 bar.update(len(ids))
             n_bytes += sum(len(text.encode("utf-8")) for text in texts)
             found.update(mark for text in texts for mark in KNOWN_SEPARATORS.findall(text))
+            found[None] += batch.count(None)  # borders of documents
     return n_tokens, n_bytes, found
 
 
@@ -91,6 +92,8 @@ def write_text(folder, config):
         rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})
         print(f"{source.name}: {n_train:,} tokens to train on, {n_valid:,} to validate on, "
               f"{n_bytes / n_tokens:.2f} bytes per token, weight {weight:.3g}")
+        if found.pop(None, 0) < len(source.files) and config.separator:
+            print(f"warning: --separator={config.separator!r} parts nothing in {source.name}", file=sys.stderr)
         for mark, n in found.items():
             print(f"warning: {source.name} holds {mark!r} {n:,} times, as plain text; if documents end there, say "
                   f"--separator='{mark}'", file=sys.stderr)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.cli import UserError, check
-from engine.files import check_mark
+from engine.files import not_utf8
 
 PIECE = 1 << 18  # characters read at a time: memory use does not depend on the size of a corpus
 
@@ -46,10 +46,7 @@ def read_pieces(path):
                     yield text[:cut]
                 text = text[cut:]
         except UnicodeDecodeError as error:
-            n_before = file.buffer.tell() - len(error.object)
-            check_mark(error.object if n_before == 0 else b"", path)
-            raise UserError(f"{path} is not UTF-8: byte {n_before + error.start} is 0x{error.object[error.start]:02x}; convert "
-                            f"it first") from error
+            raise not_utf8(error, path, file.buffer.tell() - len(error.object)) from error
         except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path} is damaged: {error}") from error
     if text:
@@ -114,22 +111,27 @@ def parse_sources(text):
 
 
 def pieces(source, separator=None):
-    """Yield a source in pieces, None between two documents: two files, or what a separator parts (each then held in memory)."""
-    begun = False
+    """Yield a source in pieces, and one None between two documents that hold text: two files, or what a separator parts."""
+    begun = due = False
     for path in source.files:
-        for n, piece in enumerate(split(source.read(path), separator) if separator else source.read(path)):
-            if piece is None or (n == 0 and begun):
-                yield None
-            if piece:
-                begun = True
+        due = begun
+        for piece in split(source.read(path), separator) if separator else source.read(path):
+            if piece is None:
+                due = begun
+            elif piece:
+                yield from [None] * due
+                begun, due = True, False
                 yield piece
 
 
 def split(texts, separator):
-    """Yield what lies between separators, None in their place; a piece of text may end within one."""
+    """Yield what lies between separators, None in their place; a piece of text may end within one, which then waits as rest."""
     rest = ""
     for text in texts:
-        *whole, rest = (rest + text).split(separator)
+        *whole, last = (rest + text).split(separator)
         for document in whole:
             yield from (document, None)
+        n = next((n for n in range(len(separator) - 1, 0, -1) if last.endswith(separator[:n])), 0)
+        yield last[:len(last) - n]
+        rest = last[len(last) - n:]
     yield rest

@@ -15,19 +15,20 @@ from engine.cli import UserError, check
 MARKS = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 
-def check_mark(data, where):
-    """Raise UserError for bytes that say to be UTF-16 or UTF-32."""
-    other = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
-    check(not other, f"{where} is {other}, not UTF-8; convert it first")
+def not_utf8(error, where, n_before):
+    """Return the UserError of an error in decoding bytes that lie behind n_before others; UTF-16 and UTF-32 are named."""
+    data, at = error.object, error.start
+    other = next((name for mark, name in MARKS.items() if data.startswith(mark) and not n_before), None)
+    return UserError(f"{where} is {other}, not UTF-8; convert it first" if other else
+                     f"{where} is not UTF-8: byte {n_before + at} is 0x{data[at]:02x}; convert it first")
 
 
 def as_text(data, where):
     """Return bytes as text, a byte order mark left out. Raises UserError for what is not UTF-8."""
-    check_mark(data, where)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; convert it first") from error
+        raise not_utf8(error, where, len(data) - len(error.object)) from error
 
 
 # ---- what a dict must hold: {key: (what it must be, in words; a test), or such a dict}; key? may be missing ----

@@ -83,8 +83,8 @@ def synchronised(loss_module, last):
 
 
 def agreed(caught, world, device):
-    """Return the signal that any rank has caught, 0 for none. All of several ranks must ask together."""
-    number = max(caught, default=0)
+    """Return the highest number that any rank has, of a signal that it caught, say; 0 for none. All ranks must ask together."""
+    number = int(max(caught, default=0))
     if world == 1:
         return number
     highest = torch.tensor(number, device=device)

@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 
 import torch
@@ -67,28 +67,23 @@ def one_run(folder, enabled):
 
     The first SIGINT or SIGTERM is put on it, for the loop to finish its step and stop; another one acts at once.
     """
-    caught, before = [], {}
-
-    def note(number, frame):
-        caught.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    held = os.open(folder, os.O_RDONLY) if fcntl and enabled else None
-    try:
-        try:
-            if held is not None:
+    caught = []
+    with ExitStack() as lock, ExitStack() as handlers:
+        def note(number, frame):
+            caught.append(number)
+            handlers.close()
+        if fcntl and enabled:
+            held = os.open(folder, os.O_RDONLY)
+            lock.callback(os.close, held)
+            try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:  # another one: a file system without locks
-            check(not isinstance(error, BlockingIOError), f"another run is writing to {folder}; wait for it, or choose another "
-                                                          f"--out_dir")
-        if threading.current_thread() is threading.main_thread():
-            before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+            except OSError as error:  # another one: a file system without locks
+                check(not isinstance(error, BlockingIOError), f"another run is writing to {folder}; wait for it, or choose "
+                                                              f"another --out_dir")
+        for number in (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ():
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                handlers.callback(signal.signal, number, signal.signal(number, note))
         yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if held is not None:
-            os.close(held)
 
 
 def leave(number, world, enabled):
@@ -97,7 +92,8 @@ def leave(number, world, enabled):
         return
     python = "python" if world == 1 else f"torchrun --nproc_per_node={world}"
     if enabled:
-        say(f"stopped and saved; go on with: {python} {shlex.join(word for word in sys.argv if word != '--resume')} --resume")
+        words = shlex.join(word for word in sys.argv if not word.startswith("--resume"))
+        say(f"stopped and saved; go on with: {python} {words} --resume")
     sys.exit(128 + number)
 
 
@@ -141,7 +137,7 @@ class RunLog:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
         except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror}; ckpt.pt beside it can be resumed") from error
+            raise UserError(f"cannot write {self.path}: {error.strerror}; what was saved beside it stays") from error
 
 
 def losses_text(summary):

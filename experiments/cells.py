@@ -255,5 +255,5 @@ def call(script, *words):
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             return import_module(script.removesuffix(".py")).main(list(words))
-    except UserError as error:
+    except (UserError, SystemExit) as error:  # the latter of a run that was stopped
         raise UserError(f"python {shlex.join([script, *words])}: {error}") from error

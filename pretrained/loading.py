@@ -72,7 +72,8 @@ def process_of(checkpoint):
     process, kinds, shape = classes[name](**options), typing.get_type_hints(classes[name]), checkpoint["shape"]
     for option, value in vars(process).items():
         allowed = typing.get_args(kinds[option]) or (kinds[option],)
-        counts = not isinstance(value, (int, float)) or 0 <= value <= max(shape["vocab_size"], shape["vector_width"])
+        most = max(shape["vocab_size"], shape["vector_width"]) if type(value) is int else 1000
+        counts = not isinstance(value, (int, float)) or 0 <= value <= most
         check(counts and type(value) in (*allowed, *[int] * (float in allowed)),
               f"this is a checkpoint of the process {name!r} with {option}={value!r}, which is not possible")
     check(process.inputs_attention in INPUTS_ATTENTION, f"inputs_attention={process.inputs_attention!r} is not known")

@@ -22,11 +22,13 @@ import train_loop
 from conftest import FLAGS
 from data import dataset, prepare
 from data.dataset import data_hash, open_data, read_meta
+from data.text import parse_sources, pieces, split
 from data.tokenizer import Tokenizer, load_tokenizer
 from data.tokenizer_files import DIGITS_PATTERN, GPT2_PATTERN, LLAMA3_PATTERN, QWEN2_PATTERN
 from engine import checkpoint, cli, run_log
 from engine.checkpoint import read_plain, save_checkpoint
 from engine.cli import UserError
+from engine.files import as_text
 from experiments import plot
 from pretrained.loading import load_checkpoint
 from stress import child, ended, left_by
@@ -110,6 +112,16 @@ def test_signals_mean_again_what_they_meant_when_a_run_is_over(task, tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     script(train_ar, task, tmp_path / "x")()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@posix
+def test_a_run_that_is_to_ignore_ctrl_c_ignores_it(task, tmp_path, monkeypatch):
+    """As one that a script started in the background."""
+    def main():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        script(train_ar, task, tmp_path / "x")()
+    monkeypatch.setattr(train_loop, "learning_rate", lambda *_: os.kill(os.getpid(), signal.SIGINT) or 1e-3)
+    assert ended(child(main)) == 0
 
 
 @posix
@@ -265,7 +277,8 @@ def test_token_files_with_ids_that_no_token_has_are_refused(text, tmp_path):
     ("kind", "x", "'kind' must be task or text"), ("input_len", -1, "'input_len' must be a whole number"),
     ("input_len", True, "whole number"), ("target_len", 1e9, "whole number"), ("metric", 3, "'metric' must be a string"),
     ("dtype", "float32", "uint16 or uint32"), ("sources", {}, "'sources' must be a list"), ("sources", [3], "object"),
-    ("sources", [{"name": "prose", "weight": float("nan")}], "'weight'"), ("sources", [{"weight": 1}], "'name' is missing")])
+    ("sources", [{"name": "prose", "weight": float("nan")}], "'weight'"), ("sources", [{"weight": 1}], "'name' is missing"),
+    ("sources", [], "names no source"), ("sources", [{"name": "prose", "weight": 0}], "no source of a weight above 0")])
 def test_meta_of_another_kind_is_one_line(text, tmp_path, key, value, message):
     copy = shutil.copytree(text, tmp_path / "text")
     meta = json.loads((copy / "meta.json").read_text(encoding="utf-8"))
@@ -319,7 +332,7 @@ def test_documents_end_where_a_separator_stands_and_a_known_one_is_pointed_out(t
     assert prepared(tmp_path) == list(whole)
     assert (f"a holds '{mark}' 3 times, as plain text; if documents end there, say --separator='{mark}'"
             in capsys.readouterr().err)
-    expected = [*b"one\n", 0, *b"\ntwo ", 0, 0, *b"three"]
+    expected = [*b"one\n", 0, *b"\ntwo ", 0, *b"three"]
     for piece in (3, 1 << 18):  # a separator may lie across two pieces of a file
         monkeypatch.setattr("data.text.PIECE", piece)
         found = (tmp_path / "out"), prepared(tmp_path, f"--separator={mark}")
@@ -327,7 +340,56 @@ def test_documents_end_where_a_separator_stands_and_a_known_one_is_pointed_out(t
     assert "warning" not in capsys.readouterr().err
 
 
+def test_one_eos_stands_between_two_documents_that_hold_text(tmp_path, capsys):
+    for name, content in (("a", "one<e>two<e>"), ("b", "three<e>"), ("c", ""), ("d", "<e><e>four")):
+        (tmp_path / f"{name}.txt").write_text(content, encoding="utf-8")
+    source, = parse_sources(f"{tmp_path}/")
+    assert [*pieces(source, "<e>")] == ["one", None, "two", None, "three", None, "four"]
+    assert [*pieces(source)] == ["one<e>two<e>", None, "three<e>", None, "<e><e>four"]
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_a_separator_is_found_wherever_a_piece_ends(cut):
+    text = "a<ee<e>b<<e>c<e"
+    parts = [text[i:i + cut] for i in range(0, len(text), cut)]
+    found = "".join("|" if piece is None else piece for piece in split(parts, "<e>"))
+    assert found == "a<ee|b<|c<e"
+
+
+def test_a_separator_that_parts_nothing_is_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("some words\n" * 9, encoding="utf-8")
+    prepared(tmp_path, "--separator=\\n\\n")
+    assert "parts nothing in a" in capsys.readouterr().err
+
+
+def test_files_that_nobody_reads_do_not_change_what_data_is(task, tmp_path):
+    data = shutil.copytree(task, tmp_path / "data")
+    before = data_hash(*read_meta(data))
+    shutil.copy(data / "train.jsonl", data / "train.jsonl.bak")
+    (data / "train.d").mkdir()
+    (data / "test.jsonl").unlink()
+    assert data_hash(*read_meta(data)) == before
+
+
+@pytest.mark.parametrize("data, at, byte", [(b"abc\xff", 3, "ff"), (MARK + b"abc\xff", 6, "ff"), (b"\xff", 0, "ff")])
+def test_the_byte_that_is_not_utf8_is_named(data, at, byte):
+    with pytest.raises(UserError, match=f"x is not UTF-8: byte {at} is 0x{byte}"):
+        as_text(data, "x")
+
+
 # ---- checkpoints ----
+
+def test_a_temperature_above_the_number_of_tokens_can_be_read_again(train, tmp_path):
+    run = train("diff", tmp_path / "x", "--unroll_temperature=900", "--steps=1", "--schedule=constant")
+    train("diff", run.folder, "--unroll_temperature=900", "--steps=2", "--schedule=constant", "--resume")
+
+
+def test_a_best_pt_that_is_a_copy_of_another_checkpoint_is_no_traceback(train, tmp_path):
+    run = train("diff", tmp_path / "x", "--schedule=constant")
+    shutil.copy(run.path, run.folder / "best.pt")
+    train("diff", run.folder, "--steps=6", "--schedule=constant", "--resume")
+    assert "best" in read_plain(run.folder / "best.pt")
+
 
 def test_one_flipped_bit_anywhere_in_the_tensors_is_refused(ar_run, tmp_path):
     whole = ar_run.path.read_bytes()

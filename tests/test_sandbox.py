@@ -203,11 +203,11 @@ def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder
 @each_mode
 def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder, mode):
     """A sleeper by the alarm, a busy loop without alarm or timer by its processor time."""
-    code = f"""import sys
-from scoring import sandbox
-sys.executable = {sys.executable!r}
-sleeper, loop = "import time\\ntime.sleep(60)", "import signal\\nsignal.alarm(0)\\nsignal.setitimer(2, 0)\\nwhile True: pass"
-sandbox.run_many([(sleeper, "1", ""), (loop, "1", "")], 2, 0.3, mode={mode!r})"""
+    deaf = "signal.signal(14, signal.SIG_IGN)\n" * (mode != "limits")  # there the alarm is not the program's
+    loop = "import signal\nsignal.alarm(0)\nsignal.setitimer(2, 0)\nwhile True: pass"
+    programs = (f"import signal, time\n{deaf}time.sleep(60)", loop)
+    code = (f"import sys\nfrom scoring import sandbox\nsys.executable = {sys.executable!r}\n"
+            f"sandbox.run_many([(program, '1', '') for program in {programs!r}], 2, 0.3, mode={mode!r})")
     process = subprocess.Popen([PYTHON, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
                                env={**os.environ, "TMPDIR": str(folder)})
     wanted, deadline = 2 if mode == "limits" else 6, time.monotonic() + 20  # kept apart by three processes each
