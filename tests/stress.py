@@ -70,6 +70,7 @@ def child(main, output=os.devnull):
     if pid := os.fork():
         return pid
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which what runs in the background is born to ignore
         for fd in (1, 2):
             os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), fd)
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(fd, "wb", closefd=False)) for fd in (1, 2))

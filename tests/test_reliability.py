@@ -185,7 +185,8 @@ def test_a_reader_who_leaves_early_ends_a_script_in_silence(ar_run, tmp_path):
 def test_a_script_stopped_while_it_starts_ends_within_seconds(number, tmp_path):
     for delay in (0.05, 0.3, 0.8, 1.5):
         process = subprocess.Popen([sys.executable, str(ROOT / "data/prepare.py"), "text", f"--out={tmp_path / 'out'}"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         time.sleep(delay)
         start = time.monotonic()
         process.send_signal(number)

@@ -419,7 +419,8 @@ def test_ctrl_c_does_not_wait_for_programs_that_sleep(mode, folder):
             f"run(lambda: sandbox.run_many([('import time\\ntime.sleep(100)', '1', '')] * 3, 2, 30, mode={mode!r}))")
     for number in (signal.SIGINT, signal.SIGTERM):
         process = subprocess.Popen([PYTHON, "-c", code], cwd=os.path.dirname(os.path.dirname(sandbox.__file__)),
-                                   env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE)
+                                   env={**os.environ, "TMPDIR": str(folder)}, stderr=subprocess.PIPE,
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         while len(survivors(folder)) < 2:
             time.sleep(0.01)
         start = time.monotonic()
