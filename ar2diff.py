@@ -32,8 +32,8 @@ def transfer(checkpoint, process, seed=0):
     check(source == "ar", f"this is a {source!r} checkpoint; only autoregressive ones are converted")
     check(checkpoint["shape"]["architecture"] == "decoder-only" or process.inputs_attention != "full",
           "--inputs_attention=full: in an encoder-decoder inputs never see targets")
-    shape = checkpoint["shape"] | {"vector_width": describe(process).get("vector_width", 0)}
-    weights = new_vectors(shape, seed) | checkpoint["model"]
+    shape = checkpoint["shape"] | additions(process)
+    weights = new_tensors(shape, seed) | checkpoint["model"]
     dropped = ("optimizer", "best")  # moments of another loss, and a validation loss of another process
     converted = {key: value for key, value in checkpoint.items() if key not in dropped}
     converted |= {"model": weights, "shape": shape, "process": describe(process), "step": 0, "history": lineage(checkpoint)}
@@ -44,10 +44,19 @@ def transfer(checkpoint, process, seed=0):
     return converted, report
 
 
-def new_vectors(shape, seed):
-    """Return {name: tensor} of what embedding diffusion needs beside the AR weights; nothing for other processes."""
+def additions(process):
+    """Return what of a model's shape depends on its process."""
+    options = describe(process)
+    vector_width, share = options.get("vector_width", 0), options.get("self_condition", 0)
+    return {"vector_width": vector_width, "self_condition": share > 0 and not vector_width}  # Gaussian has a way of its own
+
+
+def new_tensors(shape, seed):
+    """Return {name: tensor} of what a process needs beside the AR weights, drawn from `seed`; most need nothing."""
     torch.default_generator.manual_seed(seed)
-    return {f"noisy.{name}": x for name, x in model_of(shape).noisy.state_dict().items()} if shape["vector_width"] else {}
+    new = ("noisy.", "self_conditioning.")
+    needed = shape["vector_width"] or shape["self_condition"]
+    return {name: x for name, x in model_of(shape).state_dict().items() if name.startswith(new)} if needed else {}
 
 
 def usual(checkpoint):

@@ -26,17 +26,31 @@ from engine.cli import check
 from engine.noise import send
 
 
-def denoise(process, model, y, context):
+def denoise(process, model, y, context, belief=None):
     """Return logits (B, T, V) of x0 from y, noised targets or a guess of them. It is not told t: it sees how noisy y is.
 
+    belief: what believe() made of the pass before, None where there was none.
     process.shift is None, as in the paper: logits[:, i] are read at the position of y[:, i]. Else it is AR's start token, which
     is fed in front, and logits[:, i] are read one position earlier, where AR read them (DiffuLLaMA, arXiv 2410.17891).
     """
     if process.shift is None:
-        return model.decode(y, context, process.targets_attention)
+        return model.decode(y, context, process.targets_attention, belief=belief)
     start = torch.full((len(y), 1), process.shift, device=y.device)
     start = model.embedding(start) if y.is_floating_point() else start
-    return model.decode(torch.cat((start, y), dim=1), context, process.targets_attention)[:, :-1]
+    belief = None if belief is None else F.pad(belief, (0, 0, 1, 0))  # of the start token there is none
+    return model.decode(torch.cat((start, y), dim=1), context, process.targets_attention, belief=belief)[:, :-1]
+
+
+@torch.no_grad()
+def believe(process, model, logits, rng=None):
+    """Return the belief (B, T, C) that a pass hands to the next one: soft, where sampled tokens are hard; None without that.
+
+    In training, where rng is given, only a share process.self_condition of the sequences is told, as at first there is nothing.
+    """
+    if not process.self_condition:
+        return None
+    told = torch.ones(len(logits)) if rng is None else rng.uniform() < process.self_condition
+    return model.believe(logits) * send(told, logits.device)[:, None, None]
 
 
 def begin(process, model, batch, rng, n_samples, frozen):
@@ -58,6 +72,7 @@ class Uniform:
     n_noise: int  # noise draws from ids [0, n_noise): text, EOS and PAD, never MASK, a sentinel or an unused id
     n_unroll: int = 2  # passes: 1 = plain denoising, 2 = the paper
     unroll_temperature: float = 0.0  # 0 = the paper (argmax), 1 = SUNDAE
+    self_condition: float = 0.0  # share of the sequences whose last pass is told the one before; 0 = the paper
     inputs_attention: str = "bidirectional"
     targets_attention: str = "bidirectional"
     shift: int | None = None  # AR's start token; None = not shifted
@@ -82,13 +97,18 @@ class Uniform:
         t = rng.uniform()                                                              # (B,)
         xt = self.corrupt(batch.targets, t, rng)                                       # (B, T)
         context = model.encode(batch.inputs, batch.pad_mask, self.inputs_attention)      # once for both passes
-        logits = denoise(self, model, xt, context)                                       # (B, T, V)
+        belief = None
+        if self.n_unroll == 1 and self.self_condition:  # else L2's pass is the second, and is told the first
+            with torch.no_grad():
+                belief = believe(self, model, denoise(self, model, xt, context), rng)
+        logits = denoise(self, model, xt, context, belief)                               # (B, T, V)
         L1 = token_loss(logits, batch.targets).mean(dim=1)                               # (B,)
         t = send(t.float(), L1.device)
         if self.n_unroll == 1:
             return Losses(L1.mean(), L1.detach(), t)
         x0_hat = rng.categorical(logits.detach(), self.unroll_temperature)               # (B, T), at temperature 0 the argmax
-        L2 = token_loss(denoise(self, model, x0_hat, context), batch.targets).mean(dim=1)  # (B,)
+        logits = denoise(self, model, x0_hat, context, believe(self, model, logits, rng))
+        L2 = token_loss(logits, batch.targets).mean(dim=1)                               # (B,)
         return Losses(L1.mean() + L2.mean(), L1.detach(), t)
 
     @torch.no_grad()
@@ -99,9 +119,10 @@ class Uniform:
         left the draft as it was, and costs no evaluation: the last draft itself is not scored.
         """
         context, rng, x0, frozen = begin(self, model, batch, rng, n_samples, frozen)
-        drafts = [pure_noise(self, x0, frozen, rng)]                                   # each (B N, T)
+        drafts, belief = [pure_noise(self, x0, frozen, rng)], None                     # each (B N, T)
         for _ in range(n_steps):
-            logits = denoise(self, model, drafts[-1], context)                           # (B N, T, V)
+            logits = denoise(self, model, drafts[-1], context, belief)                   # (B N, T, V)
+            belief = believe(self, model, logits)
             drafts.append(torch.where(frozen, x0, rng.categorical(logits, temperature)))
         score = cross_entropy(logits, drafts[-2]).mean(dim=1)                            # (B N,)
         return (yield from best_of(drafts, score, n_samples))
@@ -254,7 +275,7 @@ def new_process(name, tokenizer, **options):
     """Return the process of that name with a tokenizer's ids. Raises UserError for an option that belongs to another one."""
     known = PROCESSES[name].__dataclass_fields__
     for option in options:
-        owner = next(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)
-        check(option in known, f"--{option} is for --process={owner}, not for {name}")
+        owners = " or ".join(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)
+        check(option in known, f"--{option} is for --process={owners}, not for {name}")
     ids = {"n_noise": tokenizer.n_noise, "mask": tokenizer.mask}
     return PROCESSES[name](**{field: i for field, i in ids.items() if field in known}, **options)

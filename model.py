@@ -38,6 +38,7 @@ class Context:
     values: list  # likewise; in an encoder-decoder both hold targets only
     pad_mask: torch.Tensor | None  # (B, S) bool, True = padding; None = no padding
     n_targets: int = 0  # target columns that were appended
+    border: int = 0  # position of the first target; more than 0 where finished texts were read behind the inputs
     inputs: torch.Tensor | None = None  # (B, S) tokens, kept only for the `full` pattern, which can cache nothing
     cross: list | None = None  # encoder-decoder: n_layer x (keys, values) of the encoder's output
 
@@ -162,6 +163,22 @@ class NoisyVectors(nn.Module):
         return self.vectors_in(torch.cat((z, x_hat), dim=-1)) + self.level_in(angles)[:, None]
 
 
+class SelfConditioning(nn.Module):
+    """A way into the model for what it believed a pass before, as DiffusionGemma has it (the idea: arXiv 2208.04202)."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(width))
+        self.gate, self.up, self.out = (nn.Linear(width, width, bias=False) for _ in range(3))
+        nn.init.zeros_(self.out.weight)  # AR weights begin as if it were not there
+
+    def forward(self, x, belief):
+        """Return embeddings x (B, T, C) with soft embeddings (B, T, C) mixed in, as long as they were; zeros change nothing."""
+        h = rms_norm(belief) * self.gain
+        mixed = x + self.out(F.silu(self.gate(h)) * self.up(h))
+        return mixed * (x.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
+
+
 class Transformer(nn.Module):
     """A Transformer with rotary positions and sinusoids, RMSNorm, QK-norm, squared ReLU, no biases, tied embedding.
 
@@ -169,16 +186,18 @@ class Transformer(nn.Module):
     """
     Block = Block
 
-    def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0):
+    def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
+                 self_condition=False):
         super().__init__()
         self.shape = dict(vocab_size=vocab_size, n_layer=n_layer, width=width, n_head=n_head,  # goes into the checkpoint
-                          architecture=architecture, vector_width=vector_width)
+                          architecture=architecture, vector_width=vector_width, self_condition=self_condition)
         has_encoder = architecture == "encoder-decoder"
         self.embedding = nn.Embedding(vocab_size, width)  # also the output layer: one tensor, used twice
         self.encoder = nn.ModuleList(self.Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
         self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
         self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
+        self.self_conditioning = SelfConditioning(width) if self_condition else None  # and Uniform
         self.init_weights()
 
     def init_weights(self):
@@ -198,8 +217,8 @@ class Transformer(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    def embed(self, inputs, pad_mask):
-        """Return (B, S, C) for input tokens (B, S). pad_mask is for models with absolute positions (pretrained/gpt2.py)."""
+    def embed(self, inputs, context):
+        """Return (B, S, C) for input tokens (B, S). context is for models with absolute positions (pretrained/gpt2.py)."""
         return self.dropout(rms_norm(self.embedding(inputs)))
 
     def embed_targets(self, y, context):
@@ -226,50 +245,65 @@ class Transformer(nn.Module):
         nothing, S = [None] * len(self.blocks), inputs.size(1)
         check(self.encoder is None or (S > 0 and attention != "full"),
               "an encoder-decoder needs inputs (input_len above 0), and they cannot see the targets (attention 'full')")
+        context = Context(nothing, nothing[:], pad_mask if S else None)
         if S == 0 or attention == "full":
-            return Context(nothing, nothing[:], pad_mask if S else None, inputs=inputs if S else None)
-        x, rotary = self.embed(inputs, pad_mask), self.rotary(-S, S)                     # (B, S, C)
-        mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
-        keys_values = []
-        for block in self.encoder or self.blocks:
-            x, seen = block(x, rotary, mask, is_causal)                                  # (B, S, C)
-            keys_values.append(seen)
-        if self.encoder is None:
-            return Context(*map(list, zip(*keys_values)), pad_mask)
-        x = rms_norm(x)
-        return Context(nothing, nothing[:], pad_mask, cross=[b.cross.keys_values(x, rotary) for b in self.blocks])
+            context.inputs = inputs if S else None
+        elif self.encoder is None:
+            self.through(self.embed(inputs, context), context, attention == "causal", -S, extend=True)
+        else:
+            x, rotary = self.embed(inputs, context), self.rotary(-S, S)                  # (B, S, C)
+            mask, is_causal = attention_mask(S, S, attention == "causal", pad_mask, inputs.device)
+            for block in self.encoder:
+                x, _ = block(x, rotary, mask, is_causal)                                 # (B, S, C)
+            context.cross = [block.cross.keys_values(rms_norm(x), rotary) for block in self.blocks]
+        return context
 
-    def decode(self, y, context, attention, extend=False):
+    def read(self, tokens, context):
+        """Append tokens (B, n) to the context as inputs, causally: what is written next is written behind them."""
+        self.through(self.embed(tokens, context), context, True, context.border, extend=True)
+        context.border += tokens.size(1)
+
+    def decode(self, y, context, attention, extend=False, belief=None):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
 
         y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. attention: causal or bidirectional. extend=True
-        appends the keys and values of y to the context: the KV cache of AR decoding, one token a call.
+        appends the keys and values of y to the context: the KV cache of AR decoding, one token a call. belief (B, T, C): soft
+        embeddings of what an earlier pass made of y, see believe().
         """
-        return self.logits(self.states(y, context, attention, extend))
+        return self.logits(self.states(y, context, attention, extend, belief))
 
-    def states(self, y, context, attention, extend=False):
+    def states(self, y, context, attention, extend=False, belief=None):
         """Return the residual stream (B, T, C) after the last block; logits() is the rest of decode()."""
         one_of("targets attention", attention, ("causal", "bidirectional"))
-        T, old, first = y.size(1), context.keys[0], context.n_targets
-        if context.inputs is None:
-            x = self.embed_targets(y, context)                                           # (B, T, C)
-        else:  # the literal reading of the paper's "bidirectional": one joint pass over [inputs; y] in which all see all
+        T, first, x = y.size(1), context.border + context.n_targets, self.embed_targets(y, context)  # (B, T, C)
+        if belief is not None:
+            x = self.self_conditioning(x, belief)
+        if context.inputs is not None:  # the literal reading of the paper's "bidirectional": all of [inputs; y] see all
             check(attention == "bidirectional" and not extend, "inputs attention 'full' needs bidirectional targets, all at "
                                                                "once: it would leak them to an AR model")
-            inputs, first = self.embed(context.inputs, context.pad_mask), -context.inputs.size(1)  # (B, S, C)
-            x = torch.cat((inputs, self.embed_targets(y, context)), dim=1)               # (B, S + T, C)
-        n_query, rotary = x.size(1), self.rotary(first, x.size(1))
-        n_key = n_query + (0 if old is None else old.size(2))
+            first, x = -context.inputs.size(1), torch.cat((self.embed(context.inputs, context), x), dim=1)  # (B, S + T, C)
+        x = self.through(x, context, attention == "causal", first, extend)
+        context.n_targets += T if extend else 0
+        return x[:, -T:]                                                                 # (B, T, C)
+
+    def through(self, x, context, causal, first, extend=False):
+        """Pass columns x (B, n, C) at positions first, ... through the blocks, where they see the context; extend: join it."""
+        old, rotary = context.keys[0], self.rotary(first, x.size(1))
+        n_key = x.size(1) + (0 if old is None else old.size(2))
         pad_mask = context.pad_mask if context.cross is None else None  # else the keys here are targets alone
-        mask, is_causal = attention_mask(n_query, n_key, attention == "causal", pad_mask, y.device)
+        mask, is_causal = attention_mask(x.size(1), n_key, causal, pad_mask, x.device)
         for i, block in enumerate(self.blocks):
             past = None if old is None else (context.keys[i], context.values[i])
             cross = None if context.cross is None else (context.cross[i], context.pad_mask)
-            x, seen = block(x, rotary, mask, is_causal, past, cross)                     # (B, T, C)
+            x, seen = block(x, rotary, mask, is_causal, past, cross)                     # (B, n, C)
             if extend:
                 context.keys[i], context.values[i] = seen
-        context.n_targets += T if extend else 0
-        return x[:, -T:]                                                                 # (B, T, C)
+        return x
+
+    @torch.no_grad()
+    def believe(self, logits):
+        """Return the mean embedding (B, T, C) of the tokens that logits (B, T, V) predict."""
+        return logits.softmax(-1).to(self.embedding.weight.dtype) @ self.embedding.weight
 
     def logits(self, x):
         """Return the logits (B, T, V) of the residual stream x (B, T, C)."""

@@ -3,6 +3,7 @@ r"""Write text with a trained model, AR or diffusion, and watch it being written
     python sample.py out/ar2diff_code --prompt="multiply each even number by 2 and return the sum" --show_steps
     python sample.py out/ar2diff_code --beside=out/ar_code --prompt="sort the numbers" --trace=trace.html
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
+    python sample.py out/long --prompt="def main(" --n_tokens=512 --decoder=entropy
     echo "ROMEO:" | python sample.py out/shakespeare --temperature=0.8 --top_k=40
 
 \n in --infill is a line end, \\n a backslash and an n; a gap is three underscores or more.
@@ -14,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from beyond.canvases import check_canvases, write
 from beyond.decoders import DECODERS
 from beyond.infill import infill
 from beyond.likelihood import bound_of
@@ -31,12 +33,14 @@ from pretrained.loading import build_model, load_checkpoint, process_of, tokeniz
 
 @dataclass
 class GenerateConfig:
-    n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: 8 for diffusion, 1 for AR
+    n_samples: int | None = None  # drawn in parallel, the best by model score is kept; default: diffusion 8, entropy and AR 1
     temperature: float | None = None  # 0 = argmax; default: AR 0, uniform and absorbing 0.2, gaussian 1
     top_k: int | None = None  # AR: draw from the k likeliest tokens only; default: from all
-    n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50
+    n_steps: int | None = None  # diffusion: decoding steps; default uniform 10, absorbing 32 at most, gaussian 50, entropy 48
     decoder: str | None = None  # diffusion: beyond/decoders.py has them; default: resample (the paper), threshold, euler
     # Options of one decoder; diffusion.py and beyond/decoders.py explain them
+    budget: float | None = None  # entropy: nats that tokens settled together may know of each other, at most; default 0.1
+    last_temperature: float | None = None  # entropy: temperature falls from --temperature, 0.8, to this; default 0.4
     threshold: float | None = None  # threshold: probability from which a token is revealed; default 0.9
     block_len: int | None = None  # confidence: finish blocks of so many positions from left to right; default: all at once
     drafter: str | None = None  # AR: diffusion checkpoint that drafts what greedy AR verifies: AR's text, in fewer passes
@@ -53,6 +57,7 @@ class Config(GenerateConfig):
     infill: str | None = None  # diffusion: a text with gaps, "def ___(xs):", that are filled; the rest stays as it is
     gap_len: int = 4  # infill: most tokens of a gap that text follows; each length is tried, the likeliest kept
     target_len: int | None = None  # tokens to write at most; default: as trained
+    n_tokens: int | None = None  # tokens to write canvas by canvas, a multiple of the canvas; default: one canvas
     show_steps: bool = False  # print every draft (∎ end, · padding, ▒ masked), the noise first; on a terminal changes are bold
     trace: str | None = None  # file to see it being written: .html (a page), .svg (a picture that moves) or .json (the data)
     beside: str | None = None  # another model that answers the same prompt in the trace, with its default options
@@ -62,7 +67,7 @@ SPECULATIVE = {Speculative.name: {Speculative.name: Speculative.generate}}  # be
 NOT_OPTIONS = ("decoder", "drafter", "seed", "device", "dtype", "compile")  # of a decoder
 # Option -> (lowest, highest) allowed value; where the lowest makes no sense, the smallest number above it.
 RANGES = {"n_steps": (1, math.inf), "n_samples": (1, math.inf), "temperature": (0, 1000), "top_k": (0, math.inf),
-          "block_len": (0, math.inf), "threshold": (1e-9, 1)}
+          "block_len": (0, math.inf), "threshold": (1e-9, 1), "budget": (0, math.inf), "last_temperature": (0, 1000)}
 
 
 @dataclass
@@ -138,31 +143,30 @@ def load_writer(path, config, target_len=None):
         compile_model(model)
         if config.drafter:
             compile_model(process.drafter)
-    learned = checkpoint["input_len"] + checkpoint["shape"].get("n_positions", longest)
+    n_canvases = checkpoint["config"].get("n_canvases", 1)
+    learned = checkpoint["input_len"] + checkpoint["shape"].get("n_positions", n_canvases * longest)
     return Writer(model, process, tokenizer, checkpoint["input_len"], target_len or longest, device, decoder, options, dtype,
                   compiled, learned)
 
 
-def prompt_batch(writer, prompt):
+def prompt_batch(writer, prompt, n_tokens=None):
     """Return (writer, batch of one row) for a prompt. Raises UserError when it does not fit the model's input columns."""
-    ids = writer.tokenizer.encode(prompt)
+    ids, n_new = writer.tokenizer.encode(prompt), n_tokens or writer.target_len
+    if len(ids) + n_new > writer.learned_len:
+        print(f"note: {len(ids)} tokens of prompt and {n_new} to write are more than the {writer.learned_len} in a row that "
+              f"this model learned; it gets worse behind them", file=sys.stderr)
     if writer.input_len:
         check(len(ids) <= writer.input_len, f"the prompt has {len(ids)} tokens, the model's canvas holds {writer.input_len}; "
                                             f"shorten it, or train with a larger --input_len")
         return writer, pad_rows([(ids, [])], writer.tokenizer, writer.input_len, writer.target_len)
     n_positions = writer.model.shape.get("n_positions", math.inf)
-    check(len(ids) + writer.target_len <= n_positions, f"{len(ids)} tokens of prompt and --target_len={writer.target_len} are "
-                                                       f"more than this model's {n_positions} positions")
-    if len(ids) + writer.target_len > writer.learned_len:
-        print(f"note: {len(ids)} tokens of prompt and {writer.target_len} to write are more than the {writer.learned_len} in a "
-              f"row that this model learned; it gets worse behind them", file=sys.stderr)
-    empty = torch.zeros(1, writer.target_len, dtype=torch.long)
-    if not ids:
-        return writer, Batch(empty[:, :0], None, empty)
-    check(writer.process.name == "ar", "this diffusion model was trained without inputs (input_len 0), so it takes no "
-                                      "prompt; --infill='TEXT___' lets it continue a text")
-    prefix = torch.tensor([ids], device=writer.device)  # a plain language model continues the prompt itself
-    return replace(writer, options=writer.options | {"prefix": prefix}), Batch(empty[:, :0], None, empty)
+    check(len(ids) + n_new <= n_positions, f"{len(ids)} tokens of prompt and {n_new} to write are more than this model's "
+                                           f"{n_positions} positions")
+    empty, given = torch.zeros(1, writer.target_len, dtype=torch.long), torch.tensor([ids], dtype=torch.long)
+    if ids and writer.process.name == "ar":  # a plain AR language model continues a text itself; the others read it
+        options = writer.options | {"prefix": given.to(writer.device)}
+        return replace(writer, options=options), Batch(empty[:, :0], None, empty)
+    return writer, Batch(given, None, empty)
 
 
 def show(tokenizer, ids, before=None):
@@ -185,16 +189,20 @@ def main(argv=None):
     prompt = config.prompt or ""
     if config.prompt is None and config.infill is None:
         prompt = as_text(sys.stdin.buffer.read(), "the prompt on standard input").replace("\r\n", "\n").rstrip("\n")
-    writer, batch = prompt_batch(writer, prompt)
+    if config.n_tokens is not None:
+        check(config.infill is None and not config.trace, "--n_tokens goes with neither --infill nor --trace")
+        check_canvases(writer, config.n_tokens)
+    writer, batch = prompt_batch(writer, prompt, config.n_tokens)
     other = [prompt_batch(beside, prompt)] if beside else []
-    noise, text = Noise(config.seed, "generate", 0, [0]), writer.tokenizer.decode
+    noise_of, text = (lambda canvas: Noise(config.seed, "generate", canvas, [0])), writer.tokenizer.decode
+    noise = noise_of(0)
     if config.infill is not None:
         drafts, text = infill(writer, batch, noise, config.infill, config.gap_len)
     elif config.trace:
         drafts, facts = trace(writer, batch, noise, config.checkpoint)
         write_trace(config.trace, prompt, [facts, *(trace(*pair, noise, config.beside)[1] for pair in other)])
     else:
-        drafts = writer.drafts(batch, noise)
+        drafts = write(writer, batch, noise_of, config.n_tokens) if config.n_tokens else writer.drafts(batch, noise)
     if config.show_steps:
         for number, (draft, before) in enumerate(zip(drafts, [drafts[0], *drafts])):  # 0: what it starts from
             print(f"{number:4d}  {show(writer.tokenizer, draft[0], before[0] if sys.stdout.isatty() else None)}")

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ar2diff import usual
+from ar2diff import additions, usual
 from autoregressive import Autoregressive
 from data.dataset import data_hash, find_folder, read_meta
 from data.tokenizer import load_tokenizer
@@ -36,6 +36,7 @@ class LoopConfig:
     tokenizer: str | None = None  # bpe, bytes, gpt2, smollm2, a file or folder; default: the checkpoint's, the data's, or bpe
     input_len: int | None = None  # input columns S, 0 = language model; default: as init_from on its text, the data's, or 64
     target_len: int | None = None  # target columns T, EOS included; default: likewise, 64
+    n_canvases: int = 1  # canvases of target_len in each example; one, drawn at random, is learned behind the text before it
     objective: str | None = None  # on text: prefix, span or causal; default: init_from's, else prefix or causal
     too_long: str = "error"  # training examples that do not fit the canvas: error or drop
     steps: int = 1000  # optimizer steps
@@ -79,7 +80,7 @@ def shape_of(size):
 
 def check_config(config):
     """Raise UserError for the first flag that makes no sense."""
-    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "target_len"):
+    for name in ("steps", "batch_size", "micro_batch_size", "log_every", "eval_every", "target_len", "n_canvases"):
         value = getattr(config, name)
         check(value is None or value >= 1, f"--{name}={value} must be at least 1")
     for name in ("warmup", "eval_sequences", "weight_decay", "input_len"):
@@ -184,6 +185,9 @@ def choose_process(config, tokenizer, origin):
         check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     new, old = options.get("vector_width"), inherited.get("vector_width")
     check(old is None or new == old, f"--vector_width={new} differs from the checkpoint's, {old}")
+    new, old = options.get("self_condition"), inherited.get("self_condition")
+    check(is_ar or origin is None or bool(new) == bool(old), f"--self_condition={new}, but the checkpoint "
+          f"{'has' if old else 'lacks'} the tensors of self-conditioning; start from an autoregressive one")
     return process, ar
 
 
@@ -193,13 +197,18 @@ def start_model(config, process, tokenizer, origin, device):
     if architecture == "encoder-decoder":
         check(canvas(config)[0] > 0, "an encoder-decoder needs inputs: set --input_len above 0")
         check(process.inputs_attention != "full", "--inputs_attention=full: in an encoder-decoder inputs never see targets")
+    causal = process.inputs_attention == "causal" and describe(process).get("shift") is None and config.objective != "span"
+    check(config.n_canvases == 1 or (causal and architecture == "decoder-only"), "--n_canvases wants a decoder-only model, "
+          "--inputs_attention=causal, no --shift and no --objective=span: what was written is read causally, as inputs")
     if origin is None:
         return Transformer(tokenizer.vocab_size, *shape_of(config.size or "tiny"), architecture,
-                           describe(process).get("vector_width", 0), config.dropout).to(device)
+                           dropout=config.dropout, **additions(process)).to(device)
     shape = tuple(origin["shape"][key] for key in ("n_layer", "width", "n_head"))
     check(config.size is None or shape_of(config.size) == shape,
           f"--size={config.size} differs from the checkpoint's {'x'.join(map(str, shape))}; leave --size out")
-    length = sum(canvas(config)) + (describe(process).get("shift") is not None)  # shifted: one slot more is fed
+    input_len, target_len = canvas(config)
+    shifted = describe(process).get("shift") is not None  # one slot more is fed
+    length = input_len + config.n_canvases * target_len + shifted
     n_positions = origin["shape"].get("n_positions", math.inf)
     check(length <= n_positions, f"--input_len and --target_len make {length} columns, this model has {n_positions} positions")
     return build_model(origin, device, config.dropout)

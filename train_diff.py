@@ -26,7 +26,7 @@ class Config(LoopConfig, ModelConfig, GuideConfig):
     unroll_temperature: float | None = None  # uniform: of the model's own guess in between; default 0, the paper; 1 = SUNDAE
     weighted: bool | None = None  # absorbing: weight 1/t, which makes the loss a likelihood bound; default true
     vector_width: int | None = None  # gaussian: width of the token vectors; default 32
-    self_condition: float | None = None  # gaussian: share of steps that see a first estimate; default 0.5
+    self_condition: float | None = None  # uniform, gaussian: share that is told its last estimate; default 0, gaussian 0.5
 
 
 def main(argv=None):

@@ -34,7 +34,8 @@ def train(config, process, tokenizer, origin=None, guide=None):
     config.lr = peak_rate(config, origin)
     rank, world, device = start_ranks(config.device, config.batch_size, config.micro_batch_size, config.fsdp)
     input_len, target_len = canvas(config)
-    data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective)
+    data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective,
+                     config.n_canvases)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
     loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)  # loss_of: process.loss(model, ...)

@@ -11,7 +11,7 @@ find it there. A new option also wants a flag in sample.py: GenerateConfig.
 import torch
 
 from autoregressive import Autoregressive, best_of, cross_entropy
-from diffusion import PROCESSES, begin, denoise, pure_noise, rank
+from diffusion import PROCESSES, begin, believe, denoise, pure_noise, rank
 
 
 @torch.no_grad()
@@ -82,8 +82,54 @@ def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_
     return (yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples))
 
 
+# ---- uniform and absorbing ----
+
+SURE = 0.005  # nats a token: a draft that does not change and is so certain is finished
+
+
+@torch.no_grad()
+def entropy(process, model, batch, rng, n_steps=48, temperature=0.8, last_temperature=0.4, budget=0.1, n_samples=1,
+            frozen=None):
+    """Settle what is nearly independent, and make the rest noise again (EB, arXiv 2505.24857, in DiffusionGemma's form).
+
+    Uniform: a settled token is judged again in each step. Absorbing: it stays. A sample ends when its argmax is that of a step
+    ago and its mean entropy is below SURE; the answer is the argmax. Score: the answer's cross-entropy.
+    """
+    context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
+    drafts, belief, before, absorbs = [pure_noise(process, x0, frozen, rng)], None, None, process.name == "absorbing"
+    score, done = torch.zeros(len(x0), device=x0.device), torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
+    for i in range(n_steps):
+        xt, heat = drafts[-1], last_temperature + (temperature - last_temperature) * (1 - i / n_steps)
+        fixed = frozen | (xt != process.mask) if absorbs else frozen                     # (B N, T)
+        logits = process.predict(model, xt, context) if absorbs else denoise(process, model, xt, context, belief)
+        logits = logits.float() / max(heat, 1e-6)                                        # (B N, T, V)
+        belief = None if absorbs else believe(process, model, logits)
+        nats = torch.special.entr(logits.softmax(-1)).sum(-1).masked_fill(fixed, 0.0)    # (B N, T)
+        answer = torch.where(fixed, xt, logits.argmax(-1))
+        ends = (nats.mean(dim=1) < SURE) & (answer == before).all(dim=1) if i else done  # (B N,)
+        guess = torch.where(fixed, xt, rng.categorical(logits, 1.0))
+        draft = torch.where(fixed | within(nats, budget), guess, pure_noise(process, x0, frozen, rng))
+        full = (draft != process.mask).all(dim=1) if absorbs else ends                   # (B N,): nothing is left to settle
+        draft = torch.where((ends | (i + 1 == n_steps) & ~full)[:, None], answer, draft)
+        drafts.append(torch.where(done[:, None], xt, draft))
+        score = torch.where(done, score, cross_entropy(logits, answer).mean(dim=1))
+        before, done = answer, done | ends | full
+        if done.all():
+            break
+    return (yield from best_of(drafts, score, n_samples))
+
+
+def within(nats, budget):
+    """Return which positions (B, T) to settle: the most certain, while the entropies of all but the last are within the budget.
+
+    Their sum bounds the mutual information of what is settled. At budget 0 that is one token, and what is certain.
+    """
+    lowest, order = nats.sort(dim=1)
+    return torch.zeros_like(nats, dtype=torch.bool).scatter(1, order, lowest.cumsum(dim=1) - lowest <= budget)
+
+
 # Process -> {name: decoder}, its default first.
 DECODERS = {name: {cls.decoder: cls.generate} for name, cls in PROCESSES.items()} | {
     Autoregressive.name: {"left to right": Autoregressive.generate}}
-DECODERS["uniform"] |= {"ancestral": ancestral}
-DECODERS["absorbing"] |= {"confidence": confidence, "ancestral": unmask_at_random}
+DECODERS["uniform"] |= {"ancestral": ancestral, "entropy": entropy}
+DECODERS["absorbing"] |= {"confidence": confidence, "ancestral": unmask_at_random, "entropy": entropy}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from data.objectives import OBJECTIVES, choose, row_length
 from data.tasks import read_jsonl
@@ -53,8 +54,11 @@ def read_meta(folder):
     return path, {"kind": "task", "name": path.name, "metric": "exact"}
 
 
-def open_data(folder, tokenizer, input_len, target_len, too_long="error", objective=None):
+def open_data(folder, tokenizer, input_len, target_len, too_long="error", objective=None, n_canvases=1):
     """Return TextData or TaskData for a prepared folder. Raises UserError when it is missing, empty or made for other ids."""
+    if n_canvases > 1:
+        data = open_data(folder, tokenizer, input_len, n_canvases * target_len, too_long, objective)
+        return Canvases(data, target_len, tokenizer.pad)
     path, meta = read_meta(folder)
     if meta["kind"] == "text":
         try:
@@ -185,6 +189,33 @@ class TaskData:
 
     def n_valid(self):
         return len(self.rows["valid"])
+
+
+class Canvases:
+    """Data whose targets are several canvases long: one of them is learned, and the text before it joins the inputs."""
+
+    def __init__(self, data, target_len, pad):
+        self.data, self.target_len, self.pad = data, target_len, pad
+
+    def __getattr__(self, name):
+        return getattr(self.data, name)
+
+    def train_batch(self, seed, step, indices, batch_size):
+        return self._one(self.data.train_batch(seed, step, indices, batch_size), Noise(seed, "order", step, indices))
+
+    def valid_batch(self, indices):
+        return self._one(self.data.valid_batch(indices), Noise(0, "order", 0, indices))
+
+    def _one(self, batch, noise):
+        """Return the batch with one canvas of each row, drawn from those that hold text, behind what precedes it."""
+        T, L = self.target_len, batch.inputs.size(1) + batch.targets.size(1)
+        n_text = (batch.targets != self.pad).sum(dim=1)                                  # (B,), EOS included
+        k = (noise.split(1).uniform() * -(-n_text // T)).long()                          # (B,): another draw than the window's
+        source = torch.arange(L) - (batch.targets.size(1) - (k + 1) * T)[:, None]        # (B, L): canvas k ends the row
+        whole = torch.cat((batch.inputs, batch.targets), dim=1).gather(1, source.clamp(min=0))
+        pad_mask = torch.zeros_like(batch.inputs, dtype=torch.bool) if batch.pad_mask is None else batch.pad_mask
+        hidden = F.pad(pad_mask, (0, batch.targets.size(1))).gather(1, source.clamp(min=0)) | (source < 0)
+        return Batch(whole[:, :-T], hidden[:, :-T], whole[:, -T:])
 
 
 def tokenized(examples, tokenizer):

@@ -20,12 +20,13 @@ import torch
 from engine.cli import UserError, check
 from engine.files import NUMBER, TEXT, fitting, integer, replacing
 
-FORMAT = "ar2diff-5"
+FORMAT = "ar2diff-6"
 WEIGHTS = "tensors of finite numbers by name", lambda found: isinstance(found, dict) and found != {} and all(
     isinstance(name, str) and isinstance(x, torch.Tensor) and x.is_floating_point() and x.isfinite().all()
     for name, x in found.items())
 SHAPE = {key: integer(1, 1 << 20) for key in ("vocab_size", "n_layer", "width", "n_head")} | {
-    "architecture": TEXT, "vector_width": integer(0, 1 << 20)}
+    "architecture": TEXT, "vector_width": integer(0, 1 << 20),
+    "self_condition": ("true or false", lambda x: type(x) is bool)}
 SCHEMA = {"model": WEIGHTS, "shape": SHAPE, "process": {"name": TEXT}, "tokenizer": {"name": TEXT, "hash": TEXT},
           "input_len": integer(0, 1 << 24), "target_len": integer(1, 1 << 24), "step": integer(), "config": {"data": TEXT},
           "data": TEXT, "history": ("a list of strings", lambda x: isinstance(x, list) and {*map(type, x)} <= {str}),

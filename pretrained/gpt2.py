@@ -56,9 +56,9 @@ class GPT2(Transformer):
     rotary = lambda self, start, n: None
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
-                 n_positions=1024):
+                 self_condition=False, n_positions=1024):
         check(architecture == "decoder-only", "the gpt2 flavour is decoder-only: GPT-2 has no encoder")
-        super().__init__(vocab_size, n_layer, width, n_head, architecture, vector_width, dropout)
+        super().__init__(vocab_size, n_layer, width, n_head, architecture, vector_width, dropout, self_condition)
         self.shape |= {"flavour": "gpt2", "n_positions": n_positions}
         self.positions = nn.Embedding(n_positions, width)
         self.norm = nn.LayerNorm(width)
@@ -72,8 +72,12 @@ class GPT2(Transformer):
             columns = (columns - pad_mask.sum(dim=1, keepdim=True)).clamp(min=0)         # (B, T)
         return self.dropout(x + self.positions(columns))                                 # (B, T, C)
 
-    def embed(self, inputs, pad_mask):
-        return self.add_positions(self.embedding(inputs), 0, pad_mask)
+    def embed(self, inputs, context):
+        return self.add_positions(self.embedding(inputs), self.n_seen(context), context.pad_mask)
+
+    def n_seen(self, context):
+        """Return the number of columns that stand in the context."""
+        return 0 if context.keys[0] is None else context.keys[0].size(2)
 
     def embed_targets(self, y, context):
         if y.is_floating_point():  # vectors come at the scale of token rows, or they would drown the positions
@@ -81,7 +85,7 @@ class GPT2(Transformer):
         else:
             x = self.embedding(y)                                                        # (B, T, C)
         n_inputs = 0 if context.inputs is None else context.inputs.size(1)  # full: they are in the same pass
-        return self.add_positions(x, n_inputs if context.keys[0] is None else context.keys[0].size(2), context.pad_mask)
+        return self.add_positions(x, n_inputs + self.n_seen(context), context.pad_mask)
 
     def logits(self, x):
         return F.linear(self.norm(x), self.embedding.weight)
@@ -95,8 +99,8 @@ def shape_of(config, found):
     n_layer = len({name.split(".")[1] for name in found if name.startswith("h.")})
     n_head = fitting(config, {"n_head": integer(1)})["n_head"]
     check(n_layer > 0 and width % n_head == 0, f"{n_layer} layers, width {width}, {n_head} heads, which must divide the width")
-    return dict(n_layer=n_layer, width=width, n_head=n_head, architecture="decoder-only", vector_width=0, flavour="gpt2",
-                n_positions=n_positions)
+    return dict(n_layer=n_layer, width=width, n_head=n_head, architecture="decoder-only", vector_width=0,
+                self_condition=False, flavour="gpt2", n_positions=n_positions)
 
 
 def config_of(shape):

@@ -74,17 +74,17 @@ class Llama(Transformer):
     init_weights = lambda self: None  # this flavour exists to start from weights that are there already
 
     def __init__(self, vocab_size, n_layer, width, n_head, architecture="decoder-only", vector_width=0, dropout=0.0,
-                 n_kv_head=1, head_width=64, mlp_width=1, eps=1e-6, bias=False, qk_norm=False, base=10000.0, scaling=None,
-                 tied=True, n_positions=2048):
+                 self_condition=False, n_kv_head=1, head_width=64, mlp_width=1, eps=1e-6, bias=False, qk_norm=False,
+                 base=10000.0, scaling=None, tied=True, n_positions=2048):
         check(architecture == "decoder-only", "the llama flavour is decoder-only")
         block = dict(n_kv_head=n_kv_head, head_width=head_width, mlp_width=mlp_width, eps=eps, bias=bias, qk_norm=qk_norm)
         self.Block = partial(LlamaBlock, **block)
-        super().__init__(vocab_size, n_layer, width, n_head, architecture, vector_width, dropout)
+        super().__init__(vocab_size, n_layer, width, n_head, architecture, vector_width, dropout, self_condition)
         self.shape |= block | dict(flavour="llama", base=base, scaling=scaling, tied=tied, n_positions=n_positions)
         self.norm = nn.RMSNorm(width, eps)
         self.head = None if tied else nn.Linear(width, vocab_size, bias=False)
 
-    def embed(self, inputs, pad_mask):
+    def embed(self, inputs, context):
         return self.dropout(self.embedding(inputs))
 
     def embed_targets(self, y, context):
@@ -121,8 +121,9 @@ def shape_of(config, found):
                    for ours, (theirs, _) in FIELDS.items()} | (dict.fromkeys(SCALING, POSITIVE) if scaled else {}))
     shape = {ours: said.get(theirs) for ours, (theirs, _) in FIELDS.items()}
     check(shape["n_layer"] <= len(found) and shape["n_head"] % shape["n_kv_head"] == 0, f"no such shape: {shape}")
-    return shape | dict(architecture="decoder-only", flavour="llama", vector_width=0, bias=name == "qwen2",
-                        qk_norm=name == "qwen3", head_width=shape["head_width"] or shape["width"] // shape["n_head"],
+    return shape | dict(architecture="decoder-only", flavour="llama", vector_width=0, self_condition=False,
+                        bias=name == "qwen2", qk_norm=name == "qwen3",
+                        head_width=shape["head_width"] or shape["width"] // shape["n_head"],
                         tied=config.get("tie_word_embeddings", "lm_head.weight" not in found),
                         scaling={key: rope[key] for key in SCALING} if scaled else None)
 

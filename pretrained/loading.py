@@ -76,5 +76,6 @@ def process_of(checkpoint):
         counts = not isinstance(value, (int, float)) or 0 <= value <= most
         check(counts and type(value) in (*allowed, *[int] * (float in allowed)),
               f"this is a checkpoint of the process {name!r} with {option}={value!r}, which is not possible")
+    check(name != "uniform" or not process.self_condition or shape["self_condition"], "this checkpoint lacks self-conditioning")
     check(process.inputs_attention in INPUTS_ATTENTION, f"inputs_attention={process.inputs_attention!r} is not known")
     return process

@@ -206,7 +206,8 @@ def export(checkpoint, folder):
     process, shape, folder = checkpoint["process"], checkpoint["shape"], Path(folder)
     flavour = FLAVOURS.get(shape.get("flavour"))
     check(flavour, f"this checkpoint is not of the {' or '.join(FLAVOURS)} flavour: no published model computes as its blocks")
-    check(not shape["vector_width"], f"{process['name']}: its vectors of tokens have no place in the published format")
+    check(not (shape["vector_width"] or shape["self_condition"]),
+          f"{process['name']}: its new tensors have no place in the published format")
     check(process["name"] != "ar" or checkpoint["input_len"] == 0 or process["inputs_attention"] == "causal",
           "this model's inputs see each other both ways (--inputs_attention=bidirectional), which no published AR model can")
     check(not folder.exists(), f"{folder} exists; it is not overwritten")

@@ -103,7 +103,7 @@ def diff_run(train, tmp_path_factory):
 # The least that is a checkpoint to its reader, if to nothing else.
 CHECKPOINT = dict(
     model={"w": torch.ones(1)}, process={"name": "ar"}, tokenizer={"name": "", "hash": ""}, config={"data": ""}, data="",
-    shape=dict(vocab_size=1, n_layer=1, width=1, n_head=1, architecture="", vector_width=0), input_len=0, target_len=1, step=0,
+    shape=dict(vocab_size=1, n_layer=1, width=1, n_head=1, architecture="", vector_width=0, self_condition=False), input_len=0, target_len=1, step=0,
     history=[], optimizer=None)
 
 
@@ -178,7 +178,7 @@ class Scripted:
     def repeat(self, n):
         return self
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         assert context is self and attention == "bidirectional" and not extend
         assert y.dtype == torch.int64 or y.is_floating_point()  # tokens, or vectors
         self.fed.append(y.detach().clone())
@@ -197,7 +197,7 @@ class Spy(Scripted):
         super().encode(inputs, pad_mask, attention)
         return self.model.encode(inputs, pad_mask, attention)
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         self.script = lambda y: self.model.decode(y, context, attention)
         return super().decode(y, self, attention, extend)
 

@@ -99,7 +99,7 @@ class Model:
         self.encoded.append((inputs, pad_mask, attention))
         return Context()
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         holds(isinstance(context, Context), "decode(y, context, attention) wants as its context what encode() returned")
         holds(len(self.fed) < self.limit, f"it does not end: the network was called {self.limit} times")
         self.fed.append(y.detach().clone())

@@ -65,7 +65,7 @@ class Scripted:
         self.n = n
         return self
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         assert context is self and attention == "causal"
         self.fed.append(y.clone())
         self.position += extend

@@ -88,7 +88,7 @@ class Oracle:
     def repeat(self, n):
         return self
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         logits = 100.0 * F.one_hot(self.x0.repeat_interleave(len(y) // len(self.x0), dim=0), V)
         self.n += y.size(1) if extend else 0
         return logits[:, self.n - y.size(1):self.n] if extend else logits

@@ -58,7 +58,7 @@ class Model:
 
     def __init__(self, toy, decode=None):
         self.noisy = SimpleNamespace(table=torch.nn.Embedding.from_pretrained(3 * toy.E))
-        self.decode = lambda y, context, attention: decode(y)
+        self.decode = lambda y, context, attention, belief=None: decode(y)
 
     def encode(self, inputs, pad_mask, attention):
         return self
@@ -75,7 +75,7 @@ class Ideal(Model):
         super().__init__(toy)
         self.name, self.toy, self.change, self.blind, self.times = process.name, toy, change, blind, []
         self.tell = likelihood.tell if blind else lambda V, logits, xt, t: self.predict(xt, t)
-        self.decode = lambda y, context, attention: self.predict(y, self.times.pop(0) if self.times else None)
+        self.decode = lambda y, context, attention, belief=None: self.predict(y, self.times.pop(0) if self.times else None)
         if process.name == "gaussian":
             process.predict = lambda model, z, t, context, x_hat: self.predict(z, process.sigma(t).flatten())
 

@@ -478,7 +478,7 @@ def test_only_what_the_format_can_hold_is_exported(train, small, ar_run, tmp_pat
     there = tmp_path / "there"
     there.mkdir()
     for words, message in (([ar_run.folder, "new"], "not of the gpt2 or llama flavour"),
-                           ([gaussian, "new"], "vectors of tokens"), ([both_ways, "new"], "both ways"),
+                           ([gaussian, "new"], "new tensors have no place"), ([both_ways, "new"], "both ways"),
                            ([small[1], "new"], "no checkpoint at .*ckpt.pt"),
                            ([ar, there], "there exists; it is not overwritten"),
                            ([ar, gaussian / "new"], "cannot prepare")):

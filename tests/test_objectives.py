@@ -207,7 +207,7 @@ class Oracle(Scripted):
         super().__init__(lambda y: 100.0 * F.one_hot(targets, BYTES.vocab_size))
         self.noisy.table = torch.nn.Embedding.from_pretrained(torch.eye(BYTES.vocab_size))
 
-    def decode(self, y, context, attention, extend=False):
+    def decode(self, y, context, attention, extend=False, belief=None):
         return super().decode(y, context, "bidirectional", extend)
 
 

@@ -100,11 +100,12 @@ def test_a_language_model_continues_its_prompt_as_a_joint_pass_without_cache_wou
         assert say(capsys, lm_run.folder, f"--prompt={prompt}") == prompt + BYTES.decode(ids[1 + len(prompt):]) + "\n"
 
 
-def test_a_diffusion_model_without_inputs_writes_but_takes_no_prompt(train, text, tmp_path, capsys):
+def test_a_diffusion_model_without_inputs_writes_and_continues_a_prompt(train, text, tmp_path, capsys):
     run = train("diff", tmp_path / "x", f"--data={text}", "--input_len=0", "--target_len=6", "--steps=1")
     assert say(capsys, run.folder, "--prompt=").endswith("\n")
-    with pytest.raises(UserError, match="without inputs .* takes no prompt"):
-        say(capsys, run.folder, "--prompt=ab")
+    assert say(capsys, run.folder, "--prompt=ab").startswith("ab")
+    sample.main([str(run.folder), "--prompt=ab"])
+    assert "note: 2 tokens of prompt and 6 to write are more than the 6" in capsys.readouterr().err
 
 
 def test_one_seed_gives_one_text(diff_run, ar_run, capsys):

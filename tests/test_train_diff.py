@@ -26,7 +26,7 @@ def runs(train, tmp_path_factory):
 
 
 def test_without_a_checkpoint_the_process_is_the_papers_and_options_are_as_documented(train, tmp_path):
-    assert process_of(train("diff", tmp_path / "x", *FEW).checkpoint()) == Uniform(258, 2, 0.0, "bidirectional")
+    assert process_of(train("diff", tmp_path / "x", *FEW).checkpoint()) == Uniform(258, 2, 0.0, 0.0, "bidirectional")
     for process in (Absorbing(258, True), Gaussian(32, self_condition=0.5)):
         run = train("diff", tmp_path / process.name, f"--process={process.name}", *FEW)
         assert process_of(run.checkpoint()) == process
@@ -34,6 +34,7 @@ def test_without_a_checkpoint_the_process_is_the_papers_and_options_are_as_docum
 
 @pytest.mark.parametrize("flags, process", [
     (["--n_unroll=1", "--unroll_temperature=0.5"], Uniform(258, 1, 0.5)),
+    (["--n_unroll=1", "--self_condition=0.5", "--inputs_attention=causal"], Uniform(258, 1, 0.0, 0.5, "causal")),
     (["--process=absorbing", "--weighted", "no", "--inputs_attention=causal"], Absorbing(258, False, "causal")),
     (["--process=gaussian", "--vector_width=7", "--self_condition=0"], Gaussian(7, self_condition=0.0))])
 def test_options_reach_the_process_and_its_checkpoint(train, tmp_path, flags, process):
@@ -69,7 +70,7 @@ def test_another_process_than_the_checkpoints_is_refused(train, runs, tmp_path, 
     (["--process=absorbing", "--n_unroll=3"], "--n_unroll is for --process=uniform, not for absorbing"),
     (["--process=gaussian", "--weighted=no"], "--weighted is for --process=absorbing, not for gaussian"),
     (["--process=gaussian", "--unroll_temperature=0"], "--unroll_temperature is for --process=uniform, not for gaussian"),
-    (["--process=absorbing", "--self_condition=0"], "--self_condition is for --process=gaussian, not for absorbing"),
+    (["--process=absorbing", "--self_condition=0"], "--self_condition is for --process=uniform or gaussian, not for absorbing"),
     (["--process=absorbin"], "did you mean 'absorbing'"), (["--process=ar"], "is not one of uniform, absorbing, gaussian"),
     (["--process=gaussian", "--vector_width=0"], "--vector_width=0 must lie between 2 and"),
     (["--process=gaussian", "--self_condition=1.5"], "--self_condition=1.5 must lie between 0 and 1"),
