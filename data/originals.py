@@ -1,8 +1,4 @@
-"""The original files of the real tasks: from a folder of yours, or from their public address with a checksum.
-
-    train, dev = find("squad", ["train-v1.1.json", "dev-v1.1.json"], from_dir="")     # fetched into data/downloads/squad
-    for number, line in lines(train): ...
-"""
+"""The original files of the real tasks: from a folder of yours, or from their public address with a checksum."""
 import gzip
 import hashlib
 import http.client
@@ -106,8 +102,6 @@ def lines(path):
         # inside sentences: from there on, line i of two parallel files would no longer be a pair.
         with OPEN.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, (as_text(line, f"{path}, line 1") if number == 1 else line.decode("utf-8")).rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
+                yield number, as_text(line, f"{path}, line {number}").rstrip("\r\n")
     except (OSError, *DAMAGED) as error:
         raise UserError(f"cannot read {path} (after line {number}): {error}") from error

@@ -10,7 +10,6 @@ AR2Diff paper mixes its corpus (section 4.2: 80 % text, 20 % Python). A text fol
 token ids with one EOS between documents: train.SOURCE.bin, and its last tenth, valid.SOURCE.bin.
 """
 import itertools
-import json
 import os
 import re
 import shutil
@@ -29,6 +28,7 @@ from data.tasks import TASKS, write_task
 from data.text import parse_sources, pieces
 from data.tokenizer import load_tokenizer
 from engine.cli import check, one_of, parse, run
+from engine.files import write_json
 
 N_PIECES = 16  # pieces tokenized together
 
@@ -95,7 +95,7 @@ def write_text(folder, config):
             print(f"warning: {source.name} holds {mark!r} {n:,} times, as plain text; if documents end there, say "
                   f"--separator='{mark}'", file=sys.stderr)
     meta = {"kind": "text", "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash, "dtype": dtype.name, "sources": rows}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "meta.json", meta, "out")
 
 
 def main(argv=None):

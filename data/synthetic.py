@@ -1,6 +1,4 @@
-"""Synthetic tasks that need no download: `translate`, `qa`, `code`, `plan`. Every example is a pure function of its address.
-
-    example("code", seed=0, split="train", index=7) -> {"input": ..., "target": ..., "tests": [...]}
+"""Synthetic tasks that need no download: `translate`, `qa`, `code`, `plan`. Each example is a function of its address alone.
 
 They are made so that models differ. `code` (and only `code`) has many right answers to one input: a model that denoises all
 positions in parallel must settle on one of them everywhere, an autoregressive one just goes on with what it has begun.

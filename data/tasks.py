@@ -4,8 +4,6 @@ A task is a folder of JSONL files, one example a line: {"input": str, "target": 
 "references" (all gold answers), "tests" and "setup" (Python that runs after the program: setup first, then the tests).
 train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the metric, and the language of the targets (zh, say)
 where it has no spaces between words. Your own data is just such a folder.
-
-    examples = read_jsonl("data/prepared/squad/train.jsonl")
 """
 import itertools
 import json
@@ -16,9 +14,9 @@ from pathlib import Path
 from data import synthetic
 from data.originals import ADDRESS, find, lines
 from engine.cli import UserError, check, one_of
-from engine.files import LIST, TEXT, TEXTS, fitting, integer, parse_json
+from engine.files import LIST, TEXT, TEXTS, fitting, integer, parse_json, write_json
 
-TASKS = {  # -> meta.json; input_len, target_len: recommended canvas in tokens of `bpe`, EOS included; each holds about 98 %
+TASKS = {  # -> meta.json; input_len, target_len: canvas in tokens of `bpe`, EOS included, that holds about 98 % or more
     "multi30k": {"metric": "bleu", "input_len": 48, "target_len": 48},  # 29,000 captions, --langs=en-fr (or de), test 2016
     "wmt14": {"metric": "bleu", "input_len": 128, "target_len": 128},  # an estimate: nobody measured this one
     "squad": {"metric": "qa", "input_len": 640, "target_len": 48},  # SQuAD 1.1, tested on its dev set
@@ -26,11 +24,11 @@ TASKS = {  # -> meta.json; input_len, target_len: recommended canvas in tokens o
     **synthetic.META,
 }
 SPLITS = ("train", "valid", "test")
-SYNTHETIC_SIZES = {"train": 20_000, "valid": 500, "test": 1_000}
 LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
 EXAMPLE = {"input": TEXT, "target": TEXT, "setup?": TEXT, "references?": TEXTS, "tests?": TEXTS}
 # Of the original files:
-ARTICLE, PASSAGE, QUESTION = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}, {"question": TEXT, "answers": LIST}
+ARTICLE, PASSAGE = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}
+QUESTION, ANSWER = {"question": TEXT, "answers": LIST}, {"text": TEXT}
 RECORD = {"task_id": integer(), "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 
 
@@ -56,7 +54,7 @@ def write_task(name, folder, from_dir="", n_train=0, seed=0, langs="en-fr"):
     """Fill an empty folder with a task; return {split: number of examples}. n_train > 0 limits the first, at random."""
     check(n_train >= 0, f"n_train={n_train} must be 0 (all) or more")
     if name in synthetic.TASKS:
-        sizes = {**SYNTHETIC_SIZES, "train": n_train or SYNTHETIC_SIZES["train"]}
+        sizes = {"train": n_train or 20_000, "valid": 500, "test": 1_000}
         splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
     else:
         splits = _LOADERS[name](from_dir, langs)
@@ -65,7 +63,7 @@ def write_task(name, folder, from_dir="", n_train=0, seed=0, langs="en-fr"):
     check(all(counts.values()), f"{name}: an original file has no example: {counts}")
     language = {"multi30k": langs[-2:], "wmt14": langs[-2:], "squad": "en"}.get(name)  # of the targets
     meta = {"kind": "task", "name": name, **({"language": language} if language else {}), **TASKS[name], "counts": counts}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "meta.json", meta, "out")
     return counts
 
 
@@ -119,17 +117,17 @@ def _articles(path):
     """Return the questions of a SQuAD 1.1 file as examples, one list per article."""
     try:
         articles = parse_json("\n".join(line for _, line in lines(path)), {"data": LIST})["data"]
-        return [[_question(fitting(question, QUESTION), passage["context"])
-                 for passage in fitting(article, ARTICLE)["paragraphs"] for question in fitting(passage, PASSAGE)["qas"]]
-                for article in articles]
+        return [list(_questions(article)) for article in articles]
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not a SQuAD 1.1 file ({error})") from error
 
 
-def _question(question, context):
-    answers = list(dict.fromkeys(fitting(answer, {"text": TEXT})["text"] for answer in question["answers"]))  # distinct
-    return {"input": f"question: {question['question'].strip()} context: {context}",
-            "target": answers[0], "references": answers}
+def _questions(article):
+    for passage in fitting(article, ARTICLE)["paragraphs"]:
+        for question in fitting(passage, PASSAGE)["qas"]:
+            answers = [fitting(answer, ANSWER)["text"] for answer in fitting(question, QUESTION)["answers"]]
+            yield {"input": f"question: {question['question'].strip()} context: {passage['context']}", "target": answers[0],
+                   "references": list(dict.fromkeys(answers))}
 
 
 def _mbpp(from_dir, langs):

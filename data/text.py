@@ -10,23 +10,15 @@ import math
 import os
 import re
 import sysconfig
-from collections.abc import Callable
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
 from data.originals import DAMAGED, OPEN
 from engine.cli import UserError, check
 from engine.files import not_utf8
 
 PIECE = 1 << 18  # characters read at a time: memory use does not depend on the size of a corpus
-
-
-class Source(NamedTuple):
-    name: str
-    weight: float
-    files: list
-    read: Callable  # path -> the text of that document, in pieces
-
+Source = namedtuple("Source", "name weight files read")  # read(path) yields the text of that document, in pieces
 
 def read_pieces(path):
     """Yield the text of a UTF-8 file, plain, .gz or .xz, in pieces that end before a newline. UserError for other bytes."""

@@ -232,7 +232,7 @@ def test_bad_originals_are_named_and_nothing_is_written(tmp_path):
     write_captions(tmp_path / "in")
     cases = [
         ("train.de.gz", gzip.compress(b"a\nb\n"), "train.en.gz and .*train.de.gz are not parallel"),
-        ("train.de.gz", gzip.compress(b"a\n\xff\nc\n"), "train.de.gz, line 2: not UTF-8"),
+        ("train.de.gz", gzip.compress(b"a\n\xff\nc\n"), "train.de.gz, line 2 is not UTF-8: byte 0 is 0xff"),
         ("train.de.gz", gzip.compress(b"a\nb\nc\n")[:-4], "cannot read .*train.de.gz"),
         ("train.de.gz", b"no gzip", "cannot read .*train.de.gz"),
         ("val.de.gz", gzip.compress(b"\n\n\n"), "no example: .*'valid': 0"),
@@ -345,7 +345,7 @@ def test_a_malformed_line_is_named(tmp_path, bad, message):
     path.write_bytes(b"\n".join([GOOD.encode()] * 2 + [bad, GOOD.encode()]) + b"\n")
     with pytest.raises(UserError, match=message) as caught:
         read_jsonl(path)
-    assert f"{path}, line 3:" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"{path}, line 3" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_and_empty_files_are_named_with_the_remedy(tmp_path):
