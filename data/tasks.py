@@ -4,9 +4,6 @@ A task is a folder of JSONL files, one example a line: {"input": str, "target": 
 "references" (all gold answers), "tests" and "setup" (Python that runs after the program: setup first, then the tests).
 train.jsonl must be there, valid.jsonl and test.jsonl may; meta.json names the metric, and the language of the targets (zh, say)
 where it has no spaces between words. Your own data is just such a folder.
-
-    write_task("squad", "data/prepared/squad")      # data/prepare.py is the command line of this function
-    examples = read_jsonl("data/prepared/squad/train.jsonl")
 """
 import itertools
 import json
@@ -15,31 +12,23 @@ from functools import partial
 from pathlib import Path
 
 from data import synthetic
-from data.folder import draft_of
 from data.originals import ADDRESS, find, lines
 from engine.cli import UserError, check, one_of
-from engine.files import LIST, TEXT, TEXTS, fitting, integer, parse_json
+from engine.files import LIST, TEXT, TEXTS, fitting, integer, parse_json, write_json
 
-TASKS = {
-    "multi30k": "29,000 image captions, --langs=en-fr (or with de, either way), test 2016: translation within minutes",
-    "wmt14": "the translation task of the paper, from your own copy of its corpora (--from_dir)",
-    "squad": "SQuAD 1.1: question and Wikipedia passage -> a span of the passage; tested on its dev set",
-    "mbpp": "974 small Python problems: description and tests -> program; tested on ids 11-510",
-    **synthetic.TASKS,
-}
-_META = {  # input_len, target_len: recommended canvas in tokens of `bpe`, EOS included; each holds about 98 % or more
-    "multi30k": {"metric": "bleu", "input_len": 48, "target_len": 48},
+TASKS = {  # -> meta.json; input_len, target_len: canvas in tokens of `bpe`, EOS included, that holds about 98 % or more
+    "multi30k": {"metric": "bleu", "input_len": 48, "target_len": 48},  # 29,000 captions, --langs=en-fr (or de), test 2016
     "wmt14": {"metric": "bleu", "input_len": 128, "target_len": 128},  # an estimate: nobody measured this one
-    "squad": {"metric": "qa", "input_len": 640, "target_len": 48},
+    "squad": {"metric": "qa", "input_len": 640, "target_len": 48},  # SQuAD 1.1, tested on its dev set
     "mbpp": {"metric": "code", "input_len": 384, "target_len": 256},  # targets: median 58, 90 % 145 (the paper's: 59, 150)
     **synthetic.META,
 }
 SPLITS = ("train", "valid", "test")
-SYNTHETIC_SIZES = {"train": 20_000, "valid": 500, "test": 1_000}
 LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
 EXAMPLE = {"input": TEXT, "target": TEXT, "setup?": TEXT, "references?": TEXTS, "tests?": TEXTS}
 # Of the original files:
-ARTICLE, PASSAGE, QUESTION = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}, {"question": TEXT, "answers": LIST}
+ARTICLE, PASSAGE = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}
+QUESTION, ANSWER = {"question": TEXT, "answers": LIST}, {"text": TEXT}
 RECORD = {"task_id": integer(), "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 
 
@@ -61,22 +50,20 @@ def read_jsonl(path):
 
 # ---- writing -----------------------------------------------------------------------------------------------------------
 
-def write_task(name, out, from_dir="", n_train=0, seed=0, langs="en-fr", overwrite=False):
-    """Write the folder of a task and return {split: number of examples}; n_train > 0 limits the first, at random."""
-    one_of("task", name, TASKS)
+def write_task(name, folder, from_dir="", n_train=0, seed=0, langs="en-fr"):
+    """Fill an empty folder with a task; return {split: number of examples}. n_train > 0 limits the first, at random."""
     check(n_train >= 0, f"n_train={n_train} must be 0 (all) or more")
-    with draft_of(Path(out).resolve(), overwrite) as draft:
-        if name in synthetic.TASKS:
-            sizes = {**SYNTHETIC_SIZES, "train": n_train or SYNTHETIC_SIZES["train"]}
-            splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
-        else:
-            splits = _LOADERS[name](from_dir, langs)
-            splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
-        counts = {split: write_jsonl(draft / f"{split}.jsonl", examples) for split, examples in splits.items()}
-        check(all(counts.values()), f"{name}: an original file has no example: {counts}")
-        language = {"multi30k": langs[-2:], "wmt14": langs[-2:], "squad": "en"}.get(name)  # of the targets
-        meta = {"kind": "task", "name": name, **({"language": language} if language else {}), **_META[name], "counts": counts}
-        (draft / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+    if name in synthetic.TASKS:
+        sizes = {"train": n_train or 20_000, "valid": 500, "test": 1_000}
+        splits = {split: map(partial(synthetic.example, name, seed, split), range(size)) for split, size in sizes.items()}
+    else:
+        splits = _LOADERS[name](from_dir, langs)
+        splits["train"] = _sample(splits["train"], n_train, seed) if n_train else splits["train"]
+    counts = {split: write_jsonl(folder / f"{split}.jsonl", examples) for split, examples in splits.items()}
+    check(all(counts.values()), f"{name}: an original file has no example: {counts}")
+    language = {"multi30k": langs[-2:], "wmt14": langs[-2:], "squad": "en"}.get(name)  # of the targets
+    meta = {"kind": "task", "name": name, **({"language": language} if language else {}), **TASKS[name], "counts": counts}
+    write_json(folder / "meta.json", meta, "out")
     return counts
 
 
@@ -98,29 +85,19 @@ def _sample(examples, n, seed):
 
 # ---- one function per task: original files -> {split: examples} ----------------------------------------------------------
 
-def _wmt14(from_dir, langs):
-    source, target = _language_pair(langs)
-    check(from_dir, f"wmt14 is not fetched (archives of several GB, {ADDRESS['wmt14']}): join its training corpora into "
-                    f"train.{source} and train.{target}, write newstest2013 to valid.* and newstest2014 to test.* "
-                    f"(`sacrebleu -t wmt13 -l {langs} --echo src`, and ref; -t wmt14/full), and pass --from_dir=FOLDER")
-    return _parallel("wmt14", ["train.{}", "valid.{}", "test.{}"], from_dir, langs)
-
-
 def _parallel(task, names, from_dir, langs):
-    pair = _language_pair(langs)
-    paths = find(task, [name.format(lang) for name in names for lang in pair], from_dir)
-    return {split: _translations(paths[2 * i:2 * i + 2], pair) for i, split in enumerate(SPLITS)}
-
-
-def _language_pair(langs):
     pair = langs.split("-")
     check(len(pair) == len(set(pair)) == 2, f"langs={langs!r} must name two languages, as in en-fr")
-    return [one_of("langs", lang, LANGUAGES) for lang in pair]
+    prefix = "translate {} to {}: ".format(*(LANGUAGES[one_of("langs", lang, LANGUAGES)] for lang in pair))
+    check(from_dir or task != "wmt14", f"wmt14 is not fetched (archives of several GB, {ADDRESS['wmt14']}): join its training "
+          f"corpora into train.{pair[0]} and train.{pair[1]}, write newstest2013 to valid.* and newstest2014 to test.* "
+          f"(`sacrebleu -t wmt13 -l {langs} --echo src`, and ref; -t wmt14/full), and pass --from_dir=FOLDER")
+    paths = find(task, [name.format(lang) for name in names for lang in pair], from_dir)
+    return {split: _translations(prefix, paths[2 * i:2 * i + 2]) for i, split in enumerate(SPLITS)}
 
 
-def _translations(paths, langs):
+def _translations(prefix, paths):
     """Yield examples from two parallel files, worded as in T5 (the paper builds on T5X)."""
-    prefix = f"translate {LANGUAGES[langs[0]]} to {LANGUAGES[langs[1]]}: "
     for source, target in itertools.zip_longest(*map(lines, paths)):
         check(source and target, f"{paths[0]} and {paths[1]} are not parallel: one has more lines than the other")
         source, target = source[1].strip(), target[1].strip()
@@ -140,17 +117,17 @@ def _articles(path):
     """Return the questions of a SQuAD 1.1 file as examples, one list per article."""
     try:
         articles = parse_json("\n".join(line for _, line in lines(path)), {"data": LIST})["data"]
-        return [[_question(fitting(question, QUESTION), passage["context"])
-                 for passage in fitting(article, ARTICLE)["paragraphs"] for question in fitting(passage, PASSAGE)["qas"]]
-                for article in articles]
+        return [list(_questions(article)) for article in articles]
     except (ValueError, IndexError) as error:
         raise UserError(f"{path} is not a SQuAD 1.1 file ({error})") from error
 
 
-def _question(question, context):
-    answers = list(dict.fromkeys(fitting(answer, {"text": TEXT})["text"] for answer in question["answers"]))  # distinct
-    return {"input": f"question: {question['question'].strip()} context: {context}",
-            "target": answers[0], "references": answers}
+def _questions(article):
+    for passage in fitting(article, ARTICLE)["paragraphs"]:
+        for question in fitting(passage, PASSAGE)["qas"]:
+            answers = [fitting(answer, ANSWER)["text"] for answer in fitting(question, QUESTION)["answers"]]
+            yield {"input": f"question: {question['question'].strip()} context: {passage['context']}", "target": answers[0],
+                   "references": list(dict.fromkeys(answers))}
 
 
 def _mbpp(from_dir, langs):
@@ -173,4 +150,4 @@ def _program(record):
 
 
 _LOADERS = {"multi30k": partial(_parallel, "multi30k", ["train.{}.gz", "val.{}.gz", "test_2016_flickr.{}.gz"]),
-            "wmt14": _wmt14, "squad": _squad, "mbpp": _mbpp}
+            "wmt14": partial(_parallel, "wmt14", ["train.{}", "valid.{}", "test.{}"]), "squad": _squad, "mbpp": _mbpp}

@@ -6,51 +6,36 @@ dropped, not even empty lines. A file is one document. Embedded: stdlib:docs, th
 running Python, and stdlib:code, its source; both differ a little from one Python version to the next.
 """
 import ast
-import gzip
-import lzma
 import math
 import os
 import re
 import sysconfig
-import zlib
-from collections.abc import Callable
+from collections import namedtuple
 from pathlib import Path
-from typing import NamedTuple
 
+from data.originals import DAMAGED, OPEN
 from engine.cli import UserError, check
 from engine.files import not_utf8
 
 PIECE = 1 << 18  # characters read at a time: memory use does not depend on the size of a corpus
-
-
-class Source(NamedTuple):
-    name: str
-    weight: float
-    files: list
-    read: Callable  # path -> the text of that document, in pieces
-
+Source = namedtuple("Source", "name weight files read")  # read(path) yields the text of that document, in pieces
 
 def read_pieces(path):
     """Yield the text of a UTF-8 file, plain, .gz or .xz, in pieces that end before a newline. UserError for other bytes."""
-    text, opener = "", {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
-    with opener(path, "rt", encoding="utf-8-sig") as file:  # -sig: without the mark some Windows editors put first
+    text = ""
+    with OPEN.get(path.suffix.lower(), open)(path, "rt", encoding="utf-8-sig") as file:  # -sig: without the mark of Windows
         try:
             while block := file.read(PIECE):
                 text += block
                 # Every tokenizer's pattern has a border between a visible character and a newline: a cut there is harmless.
-                cut = text.rfind("\n")
-                while cut > 0 and text[cut - 1].isspace():
-                    cut = text.rfind("\n", 0, cut)
-                cut = cut if cut > 0 else len(text)  # not one such place in PIECE characters: a token may split
-                if cut:
-                    yield text[:cut]
+                cut = re.match(r".*\S(?=\n)|.*", text, re.DOTALL).end()  # not one in PIECE characters: a token may split
+                yield text[:cut]
                 text = text[cut:]
         except UnicodeDecodeError as error:
             raise not_utf8(error, path, file.buffer.tell() - len(error.object)) from error
-        except (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{path} is damaged: {error}") from error
-    if text:
-        yield text
+    yield text
 
 
 def read_code(path):

@@ -5,9 +5,6 @@
 
 The special ids are there before AR pretraining starts, so AR2Diff never has to resize an embedding. They have no spelling:
 no text encodes to one, not even "<|endoftext|>".
-
-    tokenizer = load_tokenizer("bpe")  # or bytes, gpt2, smollm2, or the path of a ranks file, a model's folder or its GGUF file
-    tokenizer.decode(tokenizer.encode("Hello")) == "Hello"
 """
 import base64
 import hashlib
@@ -55,14 +52,12 @@ class Tokenizer:
         self.vocab_size = -(-self.sentinels.stop // 64) * 64  # matrix units like multiples of 64
         # Uniform noise draws from [0, n_noise): whatever a clean target may hold, hence EOS and PAD too, and nothing else.
         self.n_noise = self.n_text + 2
-        self.hash, self.backtracks = self._hash(ranks, pattern), "(?!" in pattern
+        self.backtracks = "(?!" in pattern
         self._encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-
-    def _hash(self, ranks, pattern):
         digest = hashlib.sha256(f"{pattern}\n{N_SENTINELS} {self.vocab_size}\n{'NFC' * self.nfc}".encode())
         for token in sorted(ranks, key=ranks.get):
             digest.update(len(token).to_bytes(4, "little") + token)  # the length, or "ab" "c" would hash like "a" "bc"
-        return digest.hexdigest()[:16]
+        self.hash = digest.hexdigest()[:16]
 
     def encode(self, text):
         """Return the ids of a text: all of them below n_text, none added at either end."""
@@ -103,7 +98,7 @@ class Tokenizer:
 
 
 def load_tokenizer(name):
-    """Return the Tokenizer of this name, or of this ranks file, folder or GGUF file. Raises UserError when there is none."""
+    """Return the Tokenizer of this name, or of this ranks file, model's folder or GGUF file. UserError when there is none."""
     if name in _NAMED:
         return _NAMED[name](name)
     if Path(name).is_dir() or Path(name).suffix == ".gguf":
@@ -125,17 +120,13 @@ def _gpt2(name):
 def read_ranks(path):
     """Read a ranks file, tiktoken's own format: per line the base64 of a token, a space, its rank."""
     ranks = {}
-    try:
-        lines = Path(path).read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the ranks file {path} ({error.strerror})") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             token, rank = line.split()
             token, rank = base64.b64decode(token, validate=True), int(rank)
         except ValueError:
             raise UserError(f"{path}, line {number}: not a base64 token, a space and a rank (tiktoken's format)") from None
-        check(token and token not in ranks, f"{path}, line {number}: the token is {'there twice' if token else 'empty'}")
+        check(token not in ranks, f"{path}, line {number}: the token is there twice")
         # Ranks are ids: a gap would be an embedding row without text, and EOS would not be where the layout says.
         check(rank == number - 1, f"{path}, line {number}: rank {rank} where {number - 1} is due; ranks count up from 0")
         ranks[token] = rank

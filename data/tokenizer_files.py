@@ -61,18 +61,16 @@ def _from_json(path):
     check(model["type"] == "BPE" and not other, f"{path}: tokenizer {', '.join([str(model['type']), *other])}; only "
                                                     f"byte-level BPE is known")
     check(normal in (None, "NFC"), f"{path}: normalizer {normal}; only NFC is known")
-    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in pre.get("pretokenizers", [pre])]
-    bytes_last = {"type": "ByteLevel", "add_prefix_space": False}
-    if steps in ([bytes_last], [bytes_last | {"use_regex": True}]):
-        pattern = GPT2_PATTERN
-    elif steps == [{"type": "Digits", "individual_digits": True}, bytes_last | {"use_regex": True}]:
-        pattern = DIGITS_PATTERN
-    else:
-        pattern = (steps[0].get("pattern") or {}).get("Regex")
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False}
+    known = {GPT2_PATTERN: [byte_level], DIGITS_PATTERN: [{"type": "Digits", "individual_digits": True}, byte_level]}
+    for pattern in (LLAMA3_PATTERN, QWEN2_PATTERN):
         split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        known = steps == [split, bytes_last | {"use_regex": False}] and pattern in (LLAMA3_PATTERN, QWEN2_PATTERN)
-        check(known, f"{path}: pre_tokenizer {json.dumps(steps)}; known are ByteLevel, Digits (individual) + ByteLevel, and "
-                     f"Llama 3's and Qwen2's Split (isolated) + ByteLevel, all without add_prefix_space")
+        known[pattern] = [split, byte_level | {"use_regex": False}]
+    steps = [{k: v for k, v in step.items() if k != "trim_offsets" and (k, v) != ("use_regex", True)}  # True is the default
+             for step in pre.get("pretokenizers", [pre])]
+    pattern = next((pattern for pattern, its_steps in known.items() if its_steps == steps), None)
+    check(pattern, f"{path}: pre_tokenizer {json.dumps(steps)}; known are ByteLevel, Digits (individual) + ByteLevel, and "
+                   f"Llama 3's and Qwen2's Split (isolated) + ByteLevel, all without add_prefix_space")
     added = {token["content"]: token["id"] for token in content.get("added_tokens", [])}
     return model["vocab"], model["merges"], added, pattern, normal == "NFC"
 

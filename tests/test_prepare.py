@@ -278,12 +278,13 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_behind(tmp_path):
 
 def test_a_task_is_handed_on_with_its_flags(tmp_path, monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(prepare, "write_task", lambda *arguments: calls.append(arguments) or {"train": 2000})
+    monkeypatch.setattr(prepare, "write_task", lambda name, folder, *more: calls.append((name, *more)) or {"train": 2000})
+    monkeypatch.setattr(prepare, "__file__", str(tmp_path / "prepare.py"))
     prepare.main(["squad", f"--out={tmp_path / 'out'}", "--from-dir=there", "--n_train=2000", "--seed=7", "--langs=en-de"])
-    prepare.main(["mbpp", "--overwrite"])
-    assert calls == [("squad", (tmp_path / "out").resolve(), "there", 2000, 7, "en-de", False),
-                     ("mbpp", prepare.ROOT / "data" / "prepared" / "mbpp", None, 0, 0, "en-fr", True)]
-    assert "2,000 train examples" in capsys.readouterr().out
+    prepare.main(["mbpp"])
+    assert calls == [("squad", "there", 2000, 7, "en-de"), ("mbpp", "", 0, 0, "en-fr")]
+    said = [f"2,000 train examples in {folder}" for folder in (tmp_path / "out", tmp_path / "prepared" / "mbpp")]
+    assert capsys.readouterr().out.splitlines() == said and (tmp_path / "prepared" / "mbpp").is_dir()
 
 
 def test_the_script_starts_from_anywhere_and_a_mistake_exits_with_2(tmp_path):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from data import originals, synthetic, tasks
-from data.tasks import read_jsonl, write_task
+from data.folder import draft_of
+from data.tasks import read_jsonl
 from engine.cli import UserError
 from scoring.judge import gold_fault
 
@@ -24,6 +25,12 @@ def real_data():
     if not folder:
         pytest.skip("AR2DIFF_DATA does not name a folder with the original data sets")
     return folder
+
+
+def write_task(name, out, from_dir="", overwrite=False, **options):
+    """As data/prepare.py does."""
+    with draft_of(out, overwrite) as draft:
+        return tasks.write_task(name, draft, from_dir, **options)
 
 
 def records(folder):
@@ -225,7 +232,7 @@ def test_bad_originals_are_named_and_nothing_is_written(tmp_path):
     write_captions(tmp_path / "in")
     cases = [
         ("train.de.gz", gzip.compress(b"a\nb\n"), "train.en.gz and .*train.de.gz are not parallel"),
-        ("train.de.gz", gzip.compress(b"a\n\xff\nc\n"), "train.de.gz, line 2: not UTF-8"),
+        ("train.de.gz", gzip.compress(b"a\n\xff\nc\n"), "train.de.gz, line 2 is not UTF-8: byte 0 is 0xff"),
         ("train.de.gz", gzip.compress(b"a\nb\nc\n")[:-4], "cannot read .*train.de.gz"),
         ("train.de.gz", b"no gzip", "cannot read .*train.de.gz"),
         ("val.de.gz", gzip.compress(b"\n\n\n"), "no example: .*'valid': 0"),
@@ -240,8 +247,8 @@ def test_bad_originals_are_named_and_nothing_is_written(tmp_path):
     (tmp_path / "in" / "mbpp.jsonl").write_text('{"text": "no code"}', encoding="utf-8")
     for stem in ("train", "dev"):  # SQuAD 2.0 has questions without an answer
         (tmp_path / "in" / f"{stem}-v1.1.json").write_text(squad_json(("P.", [("Q?", [])])), encoding="utf-8")
-    for task, message in {"mbpp": "not mbpp.jsonl.*task_id", "squad": "not a SQuAD 1.1 file", "multi30k": "holds train.fr",
-                          "mbbp": "did you mean 'mbpp'"}.items():
+    for task, message in {"mbpp": "not mbpp.jsonl.*task_id", "squad": "not a SQuAD 1.1 file",
+                          "multi30k": "holds train.fr"}.items():
         with pytest.raises(UserError, match=message):
             write_task(task, tmp_path / "out", tmp_path / "in")
     for langs, message in {"en": "two languages", "en-en": "two languages", "en-xx": "not one of en, fr, de"}.items():
@@ -338,7 +345,7 @@ def test_a_malformed_line_is_named(tmp_path, bad, message):
     path.write_bytes(b"\n".join([GOOD.encode()] * 2 + [bad, GOOD.encode()]) + b"\n")
     with pytest.raises(UserError, match=message) as caught:
         read_jsonl(path)
-    assert f"{path}, line 3:" in str(caught.value) and "\n" not in str(caught.value)
+    assert f"{path}, line 3" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_and_empty_files_are_named_with_the_remedy(tmp_path):
