@@ -21,11 +21,10 @@ from data import originals
 from data.folder import draft_of
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import has_files
-from engine.checkpoint import read_checkpoint, read_plain
+from engine.checkpoint import dequantised, read_checkpoint, read_gguf, read_plain
 from engine.cli import UserError, check, parse, run
 from engine.devices import check_memory
 from engine.files import OBJECT, TEXT, read_json
-from engine.gguf import dequantised, read_gguf
 from model import Transformer
 from pretrained import gpt2, llama
 
