@@ -1,4 +1,5 @@
 """The original files of the real tasks: from a folder of yours, or from their public address with a checksum."""
+import codecs
 import gzip
 import hashlib
 import http.client
@@ -102,6 +103,7 @@ def lines(path):
         # inside sentences: from there on, line i of two parallel files would no longer be a pair.
         with OPEN.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, as_text(line, f"{path}, line {number}").rstrip("\r\n")
+                mark = "\ufeff" * (number > 1 and line.startswith(codecs.BOM_UTF8))  # only the first is not of the text
+                yield number, mark + as_text(line, f"{path}, line {number}").rstrip("\r\n")
     except (OSError, *DAMAGED) as error:
         raise UserError(f"cannot read {path} (after line {number}): {error}") from error

@@ -20,6 +20,7 @@ from engine.files import not_utf8
 PIECE = 1 << 18  # characters read at a time: memory use does not depend on the size of a corpus
 Source = namedtuple("Source", "name weight files read")  # read(path) yields the text of that document, in pieces
 
+
 def read_pieces(path):
     """Yield the text of a UTF-8 file, plain, .gz or .xz, in pieces that end before a newline. UserError for other bytes."""
     text = ""

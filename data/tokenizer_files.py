@@ -7,9 +7,9 @@ tokens keep the order of the model's ids, its special tokens are left out, and b
 import json
 import re
 
+from engine.checkpoint import read_gguf
 from engine.cli import UserError, check
 from engine.files import OBJECT, TEXT, as_text, read_json
-from engine.gguf import read_gguf
 
 # GPT-2's pattern, published with its weights; then with digits cut off first, so that the spaces before one stay together.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

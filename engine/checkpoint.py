@@ -1,10 +1,9 @@
-"""One writer and one reader of checkpoint files: plain tensors and primitives, nothing that could run code when loaded.
+"""Checkpoint files, written and read, and GGUF files, read: plain tensors and primitives, nothing that could run code.
 
 A checkpoint is a dict: model (state dict), shape (constructor arguments of the Transformer, and its flavour if that is one of
 pretrained/), process (its name and options), tokenizer (name and hash), input_len, target_len, step, config (all flags), data
-(a hash of what it was trained on), history (the runs it descends from), commit (of this code); and, to resume, optimizer, and
-in best.pt best, the lowest validation loss. What is built from it: pretrained/loading.py. The file is a zip archive with a
-checksum of every tensor, and all of them are checked when it is read.
+(a hash of what it was trained on), history (the runs it descends from), commit (of this code), to resume optimizer, and in
+best.pt best, the lowest validation loss. The file is a zip archive; the checksum of every tensor is checked when it is read.
 """
 import os
 import pickle
@@ -48,17 +47,35 @@ def read_plain(file, device="cpu"):
     """Return the tensors and primitives in a file. Raises UserError for a truncated or foreign one; never runs code from it."""
     try:
         damaged = zipfile.ZipFile(file).testzip() if zipfile.is_zipfile(file) else None  # torch.load() checks no sums
-        check(damaged is None, f"{file} is damaged: the checksum of {damaged} is another; use an older one, or a copy")
+        if damaged:
+            raise ValueError(f"the checksum of {damaged} is another")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
             return torch.load(file, map_location=device, weights_only=True)
-    except UserError:
-        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: it is not plain tensors, and loading it could run code") from error
     except Exception as error:  # damaged bytes raise whatever the reader stumbles over
         reason = f"{type(error).__name__}: {error}".split(". ")[0]
         raise UserError(f"{file} is truncated or no checkpoint ({reason}); use an older one") from error
+
+
+def read_gguf(path):
+    """Return (metadata, {name: what dequantised() takes}) of a GGUF file; no tensor is read yet. Raises UserError."""
+    try:
+        from gguf import GGUFReader  # llama.cpp's own package; here: only who reads such a file waits for it
+        reader = GGUFReader(path)
+        return {key: field.contents() for key, field in reader.fields.items()}, {x.name: x for x in reader.tensors}
+    except Exception as error:  # a damaged file may be anything
+        raise UserError(f"{path} is truncated or no GGUF file, or pip install gguf ({error})") from error
+
+
+def dequantised(tensor):
+    """Return the float32 tensor. Raises UserError for a quantisation that the package cannot undo."""
+    from gguf import dequantize
+    try:
+        return torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+    except NotImplementedError as error:
+        raise UserError(f"tensor {tensor.name} is of type {tensor.tensor_type.name}, which is not known ({error})") from error
 
 
 def read_checkpoint(file, device="cpu"):

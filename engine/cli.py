@@ -40,56 +40,44 @@ def _bool(text):
 
 
 def _kind(field):
-    """Return the type of a field's values: int for `int` and for `int | None`."""
-    return (typing.get_args(field.type) or [field.type])[0]
+    """Return what makes a value of a word: int for `int` and for `int | None`."""
+    kind = (typing.get_args(field.type) or [field.type])[0]
+    return _bool if kind is bool else kind
 
 
 def _help_texts(cls):
     """Return {field name: trailing comment} from the source of a dataclass and its parents."""
-    texts = {}
-    for parent in reversed(cls.__mro__[:-1]):
-        for name, text in re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(parent), re.MULTILINE):
-            texts[name] = text.replace("%", "%%")
-    return texts
+    return {name: text.replace("%", "%%") for parent in reversed(cls.__mro__[:-1])
+            for name, text in re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(parent), re.MULTILINE)}
 
 
 def parse(cls, argv=None):
-    """Build a `cls` from command-line words (default: those of this process).
-
-    Raises UserError for an unknown flag (naming the nearest), a missing argument or a value of the wrong type.
-    """
+    """Return a `cls` made of command-line words (default: those of this process). Raises UserError for the first mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for word in argv:
         check(not re.search("[\ud800-\udfff]", word), f"the argument {word!r} is not UTF-8")  # how Python hands over such bytes
-    module = sys.modules[cls.__module__]
     parser = _Parser(prog=f"python {os.path.basename(inspect.getfile(cls))}", allow_abbrev=False,
-                     description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    texts = _help_texts(cls)
+                     description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    texts, bools = _help_texts(cls), []
     for field in dataclasses.fields(cls):
         positional = field.default is dataclasses.MISSING
-        kind = _bool if _kind(field) is bool else _kind(field)
-        default = "" if positional or field.default is None else f" (default: {field.default!r})"
-        help_text = texts.get(field.name, "") + default
-        if positional:
-            parser.add_argument(field.name, type=kind, help=help_text)
-        else:
-            parser.add_argument(f"--{field.name}", type=kind, default=field.default, help=help_text,
-                                nargs="?" if kind is _bool else None, metavar="true" if kind is _bool else None)
+        default = None if positional else field.default
+        more = {"nargs": "?", "metavar": "true"} if _kind(field) is _bool else {}
+        bools += [f"--{field.name}"] * bool(more)
+        parser.add_argument(field.name if positional else f"--{field.name}", type=_kind(field), default=default, **more,
+                            help=texts.get(field.name, "") + ("" if default is None else f" (default: {default!r})"))
     parts = [(word[:2] + word[2:].partition("=")[0].replace("-", "_"), word) for word in argv]  # --out-dir is --out_dir,
     words = [flag + word[len(flag):] if flag[2:] in texts else word for flag, word in parts]  # and values stay as they are
     _check_flags(parser, cls, words)
-    bools = {f"--{field.name}" for field in dataclasses.fields(cls) if _kind(field) is bool}
-    for i, (word, after) in enumerate(zip(words, [*words[1:], ""])):
-        if word in bools and after.lower() not in BOOLS:
-            words[i] = f"{word}=true"  # --show_steps out/run: the next word is not its value
+    words = [word + "=true" * (word in bools and after.lower() not in BOOLS)  # --show_steps out/run: that is not its value
+             for word, after in zip(words, [*words[1:], ""])]
     check("--" not in [word.partition("=")[2] for word in words], "argparse cannot read -- as a value; put a space behind it")
-    namespace, unknown = parser.parse_known_args(words)
-    check(not unknown, f"unknown argument {' '.join(unknown)!r} ({parser.prog} -h lists the flags)")
-    for name, value in vars(namespace).items():
+    values = vars(parser.parse_args(words))
+    for name, value in values.items():
         empty = value == "" and cls.__dataclass_fields__[name].default != "" and name not in FREE_TEXT
         check(not empty, f"{name} is empty; give a value, or leave the flag out")  # --init_from=$UNSET is not "from scratch"
         check(type(value) is not int or abs(value) < 1 << 53, f"--{name}={value} is beyond what can be counted")
-    return cls(**vars(namespace))
+    return cls(**values)
 
 
 def _check_flags(parser, cls, words):
@@ -98,8 +86,7 @@ def _check_flags(parser, cls, words):
     for before, word in zip(["", *words], words):
         flag = word.split("=")[0]
         if re.fullmatch(r"--?[a-z][\w-]+", flag) and flag not in (*flags, "--help"):
-            nearest = difflib.get_close_matches(flag, flags, n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]}?" if nearest else ""
+            hint = "".join(f"; did you mean {nearest}?" for nearest in difflib.get_close_matches(flag, flags, n=1, cutoff=0.5))
             hint = "; give its value alone, without a flag" if flag[2:] in cls.__dataclass_fields__ else hint
             hint += f"; if it is the value of {before}, write {before}={word}" * (before in flags)
             raise UserError(f"unknown argument {flag!r}{hint} ({parser.prog} -h lists the flags)")
@@ -115,8 +102,7 @@ def one_of(name, value, choices):
     """Return `value` if it is among the choices, else raise a UserError that lists them and names the nearest."""
     if value in choices:
         return value
-    nearest = difflib.get_close_matches(str(value), list(choices), n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = "".join(f"; did you mean {nearest!r}?" for nearest in difflib.get_close_matches(str(value), list(choices), n=1))
     raise UserError(f"{name}={value!r} is not one of {', '.join(map(str, choices))}{hint}")
 
 
@@ -130,19 +116,15 @@ def say(text, write=print):
 
 
 def run(main):
-    """Call a script's main(); a UserError, or one of the system, becomes one line on stderr and exit code 2.
-
-    SIGTERM ends the script as Ctrl-C does: temporary files go. A pipe that nobody reads any more ends it without a word, as it
-    does other tools.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Call a script's main(); a UserError, or one of the system, becomes one line on stderr and exit code 2."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # temporary files go, as they do on Ctrl-C
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows is not UTF-8 otherwise
             stream.reconfigure(encoding="utf-8", errors="strict" if stream is sys.stdin else "replace")
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads any more: end without a word, as other tools do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left would be written at exit, to nobody
         sys.exit(141)  # 128 + SIGPIPE
     except (UserError, OSError) as error:

@@ -23,8 +23,7 @@ class Noise:
         """Return noise for n samples of each row, B * n rows in the order of Context.repeat()."""
         child = Noise.__new__(Noise)
         child.key, child.n = self.key, n
-        child.counters = [(0, (sample + 1) + (old << 20), index, step) for (_, old, index, step) in self.counters
-                          for sample in range(n)]
+        child.counters = [(0, sample + 1 + (old << 20), i, step) for _, old, i, step in self.counters for sample in range(n)]
         child.rows = [np.random.Generator(np.random.Philox(key=child.key, counter=c)) for c in child.counters]
         return child
 
@@ -44,9 +43,9 @@ class Noise:
         i / B is (arXiv 2107.00630), but a sequence's noise does not come to depend on the size of its batch. The n rows that
         split() makes of a sequence are 1 / n apart.
         """
-        first, split = self.shared(), [k / self.n for k in range(self.n)] * (len(self.counters) // self.n)
-        return torch.tensor([(first + 0.6180339887498949 * index + part) % 1.0
-                             for (_, _, index, _), part in zip(self.counters, split)], dtype=torch.float64)
+        first = self.shared()
+        return torch.tensor([(first + 0.6180339887498949 * index + row % self.n / self.n) % 1.0
+                             for row, (_, _, index, _) in enumerate(self.counters)], dtype=torch.float64)
 
     def normal(self, *shape):
         """Return standard normal float32 numbers, (B, *shape)."""
@@ -59,9 +58,8 @@ class Noise:
     def categorical(self, logits, temperature):
         """Draw one token per position from softmax(logits / temperature); temperature 0 is the argmax.
 
-        logits (B, T, V) -> (B, T) int64 on their device. By inverting the cumulative distribution in float64,
-        first over blocks of 64 tokens, then within one: two uniform numbers a position, no pass over all V in float64, and none
-        of the tail is lost, as it is with Gumbel noise in float32 (arXiv 2409.02908).
+        logits (B, T, V) -> (B, T) int64 on their device. By inverting the cumulative distribution in float64, over blocks of 64
+        tokens, then within one: the tail is kept, which Gumbel noise in float32 loses (arXiv 2409.02908).
         """
         if temperature < 1e-6:
             return logits.argmax(-1)

@@ -26,10 +26,7 @@ class LossModule(nn.Module):
 
 
 def prepare(model, token_loss, config, world, device):
-    """Return (LossModule, autocast context, dtype) of a training run, compiled and spread as its flags say.
-
-    Raises UserError for what this machine lacks.
-    """
+    """Return (LossModule, autocast context, dtype) of a training run. Raises UserError for what this machine lacks."""
     dtype, compiled = choose_dtype(config.dtype, device, model.shape["width"]), choose_compile(config.compile, device)
     if compiled:
         compile_model(model, blockwise=config.fsdp)
@@ -39,10 +36,7 @@ def prepare(model, token_loss, config, world, device):
 
 
 def compile_model(model, blockwise=False, dynamic=None):
-    """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them.
-
-    dynamic: whether shapes may change, as torch.compile has it: None for a second compilation where they do.
-    """
+    """Compile the three parts of the model; blockwise: each block alone, as the hooks of FSDP2 stand between them."""
     if blockwise:
         for block in (*(model.encoder or ()), *model.blocks):
             block.compile(dynamic=dynamic)
@@ -54,9 +48,8 @@ def compile_model(model, blockwise=False, dynamic=None):
 def spread(loss_module, fsdp, world, device, dtype):
     """Return the LossModule as this rank holds it: alone, as one of `world` equal copies, or its share of every tensor.
 
-    A block's weights are gathered when it is run, and let go behind it; so a rank needs room for its share and for one block.
-    dtype: that of the matrix products. On a GPU blocks are gathered in it: what autocast made of them would stay for the
-    backward pass. On a CPU they stay float32, which LayerNorm (gpt2.py) needs there.
+    A block's weights are gathered when it is run, and let go behind it; on a GPU in the dtype of the products, as what autocast
+    made of them would stay for the backward pass. On a CPU they stay float32, which LayerNorm (gpt2.py) needs there.
     """
     if world == 1:
         return loss_module
@@ -66,8 +59,7 @@ def spread(loss_module, fsdp, world, device, dtype):
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no block's output is changed in place
     mesh, model = init_device_mesh(device.type, (world,)), loss_module.model
-    gathered = None if device.type == "cpu" else dtype
-    policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(None if device.type == "cpu" else dtype, torch.float32, cast_forward_inputs=False)
     for block in model.blocks if model.encoder else ():  # its keys_values() is called from outside of the block
         fully_shard(block.cross, mesh=mesh, mp_policy=policy)
         register_fsdp_forward_method(block.cross, "keys_values")
@@ -93,10 +85,7 @@ def agreed(caught, world, device):
 
 
 def whole(state, rank=0):
-    """Return a tensor, or a dict or list of them, with shards put together: to be called on all ranks.
-
-    Of what was sharded only rank 0 gets tensors, in its CPU memory, and the others None.
-    """
+    """Return a state with shards put together: to be called on all ranks, of which only rank 0 gets them, on its CPU."""
     if isinstance(state, dict):
         return {key: whole(value, rank) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -121,6 +110,6 @@ def load_optimizer(optimizer, state):
     if hasattr(parameters[0], "full_tensor"):
         from torch.distributed.tensor import distribute_tensor
         share = lambda x, p: distribute_tensor(x.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
-        state = state | {"state": {i: {key: share(x, parameters[i]) if x.dim() else x for key, x in moments.items()}
-                                   for i, moments in state["state"].items()}}
+        state["state"] = {i: {key: share(x, p) if x.dim() else x for key, x in state["state"][i].items()}
+                          for i, p in enumerate(parameters)}
     optimizer.load_state_dict(state)

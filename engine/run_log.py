@@ -41,7 +41,7 @@ class Tally:
     def summary(self, world):
         """Return the means over the sequences of all ranks: {loss} and, for diffusion, {first_pass, by_level}.
 
-        The loss is the sum of all passes; the first pass alone compares with log V: its mean, and that per level, nan if empty.
+        The loss is the sum of all passes; the first pass alone compares with log V: its mean, and that per level (or None).
         """
         if world > 1:
             dist.all_reduce(self.sums)
@@ -49,7 +49,7 @@ class Tally:
         if not any(counts):
             return {"loss": total / n}
         return {"loss": total / n, "first_pass": sum(by_level) / n,
-                "by_level": [s / count if count else math.nan for s, count in zip(by_level, counts)]}
+                "by_level": [s / count if count else None for s, count in zip(by_level, counts)]}
 
 
 def read_log(path):
@@ -63,10 +63,7 @@ def read_log(path):
 
 @contextmanager
 def one_run(folder, enabled):
-    """Keep a second run out of a folder (UserError), until this one ends in any way; yield a list for signals.
-
-    The first SIGINT or SIGTERM is put on it, for the loop to finish its step and stop; another one acts at once.
-    """
+    """Keep a second run out of a folder (UserError); yield a list for the first SIGINT or SIGTERM. Another one acts at once."""
     caught = []
     with ExitStack() as lock, ExitStack() as handlers:
         def note(number, frame):
@@ -88,13 +85,12 @@ def one_run(folder, enabled):
 
 def leave(number, world, enabled):
     """End the process as the signal of this number would, behind the command line that goes on with its run; 0 is none."""
-    if not number:
-        return
-    python = "python" if world == 1 else f"torchrun --nproc_per_node={world}"
-    if enabled:
+    if number and enabled:
+        python = "python" if world == 1 else f"torchrun --nproc_per_node={world}"
         words = shlex.join(word for word in sys.argv if not word.startswith("--resume"))
         say(f"stopped and saved; go on with: {python} {words} --resume")
-    sys.exit(128 + number)
+    if number:
+        sys.exit(128 + number)
 
 
 class RunLog:
@@ -123,7 +119,7 @@ class RunLog:
 
     def valid(self, step, summary):
         """Tell the losses of a validation."""
-        levels = "".join(f" {x:.2f}" for x in summary.get("by_level", []))
+        levels = "".join(" nan" if x is None else f" {x:.2f}" for x in summary.get("by_level", []))
         self.say(f"valid {step:5d}/{self.steps} | {losses_text(summary)}" + (f" | by noise level{levels}" if levels else ""))
         self.write(step=step, split="valid", **summary)
         self.validated.add(step)
@@ -131,8 +127,6 @@ class RunLog:
     def write(self, **values):
         if not self.enabled:
             return
-        if "by_level" in values:  # JSON has no nan
-            values["by_level"] = [None if math.isnan(x) else x for x in values["by_level"]]
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")

@@ -20,10 +20,18 @@ INNER = {"attention_norm": ("ln_1",), "qkv": ("attn.c_attn",), "attention_out": 
          "mlp_norm": ("ln_2",), "mlp_in": ("mlp.c_fc",), "mlp_out": ("mlp.c_proj",)}
 LAYER = ("h.{}.",)
 FAMILIES = {"gpt2": "GPT2LMHeadModel"}  # model_type -> transformers' class
-# What config.json says of a model that is like this class; any other value would be silently wrong logits.
+# What config.json says: ours -> theirs; of this shape alone; of a model that is like this class (any other value would be
+# silently wrong logits); and what sounds like that, but changes nothing.
+FIELDS = {"n_layer": ("n_layer",), "width": ("n_embd",), "n_head": ("n_head",), "n_positions": ("n_positions",)}
+config_of = lambda shape: {"model_type": "gpt2", "tie_word_embeddings": True}
 LIKE = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}
-READ = {"attn_pdrop", "reorder_and_upcast_attn"}  # and what sounds like that, but changes nothing
+READ = {"attn_pdrop", "reorder_and_upcast_attn"}
+
+
+def token_rows(embedding, y):
+    """Return (B, T, C) of tokens, or of vectors: at the scale of token rows, or they would drown the positions."""
+    return rms_norm(y) * embedding.weight.detach().square().mean().sqrt() if y.is_floating_point() else embedding(y)
 
 
 class GPT2Block(nn.Module):
@@ -80,10 +88,7 @@ class GPT2(Transformer):
         return 0 if context.keys[0] is None else context.keys[0].size(2)
 
     def embed_targets(self, y, context):
-        if y.is_floating_point():  # vectors come at the scale of token rows, or they would drown the positions
-            x = rms_norm(y) * self.embedding.weight.detach().square().mean().sqrt()
-        else:
-            x = self.embedding(y)                                                        # (B, T, C)
+        x = token_rows(self.embedding, y)                                                # (B, T, C)
         n_inputs = 0 if context.inputs is None else context.inputs.size(1)  # full: they are in the same pass
         return self.add_positions(x, n_inputs + self.n_seen(context), context.pad_mask)
 
@@ -92,21 +97,11 @@ class GPT2(Transformer):
 
 
 def shape_of(config, found):
-    """Return the model's shape by its tensors and config.json."""
-    check(all(name in found and found[name].dim() == 2 for name in ("wte.weight", "wpe.weight")),
-          "no GPT-2: no wte.weight and wpe.weight, the embeddings of tokens and of positions")
-    n_positions, width = found["wpe.weight"].shape
-    n_layer = len({name.split(".")[1] for name in found if name.startswith("h.")})
-    n_head = fitting(config, {"n_head": integer(1)})["n_head"]
-    check(n_layer > 0 and width % n_head == 0, f"{n_layer} layers, width {width}, {n_head} heads, which must divide the width")
-    return dict(n_layer=n_layer, width=width, n_head=n_head, architecture="decoder-only", vector_width=0,
-                self_condition=False, flavour="gpt2", n_positions=n_positions)
-
-
-def config_of(shape):
-    """Return what config.json says of this shape alone."""
-    return {"model_type": "gpt2", "n_layer": shape["n_layer"], "n_head": shape["n_head"], "n_embd": shape["width"],
-            "n_positions": shape["n_positions"], "tie_word_embeddings": True}
+    """Return the model's shape by config.json. Raises ValueError or UserError for what is missing there or of another kind."""
+    fitting(config, {theirs: integer(1, 1 << 20) for theirs, in FIELDS.values()})
+    shape = {ours: config[theirs] for ours, (theirs,) in FIELDS.items()}
+    check(shape["n_layer"] <= len(found) and shape["width"] % shape["n_head"] == 0, f"no such shape: {shape}")
+    return shape | dict(architecture="decoder-only", flavour="gpt2", vector_width=0, self_condition=False)
 
 
 def turned(module, tensor, shape, back=False):

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 
 from engine.cli import check, one_of
 from engine.files import fitting, integer
-from model import Transformer, rms_norm, rotate
+from model import Transformer, rotate
+from pretrained.gpt2 import token_rows
 
 # Ours -> transformers', GGUF's: names of modules, and below of what config.json says.
 OUTER = {"embedding": ("model.embed_tokens", "token_embd"), "norm": ("model.norm", "output_norm"),
@@ -88,9 +89,7 @@ class Llama(Transformer):
         return self.dropout(self.embedding(inputs))
 
     def embed_targets(self, y, context):
-        if y.is_floating_point():  # vectors come at the scale of token rows
-            return self.dropout(rms_norm(y) * self.embedding.weight.detach().square().mean().sqrt())
-        return self.dropout(self.embedding(y))                                           # (B, T, C)
+        return self.dropout(token_rows(self.embedding, y))                               # (B, T, C)
 
     def rotary(self, start, n):
         columns = start + torch.arange(n, device=self.embedding.weight.device, dtype=torch.float32)
@@ -129,10 +128,10 @@ def shape_of(config, found):
 
 
 def config_of(shape):
-    """Return what config.json says of this shape alone."""
-    return {theirs: shape[ours] for ours, (theirs, _) in FIELDS.items()} | {
-        "model_type": "qwen2" if shape["bias"] else "qwen3" if shape["qk_norm"] else "llama",
-        "tie_word_embeddings": shape["tied"], "rope_scaling": shape["scaling"] and {"rope_type": "llama3"} | shape["scaling"]}
+    """Return what config.json says of this shape, beside its FIELDS."""
+    kind = "qwen2" if shape["bias"] else "qwen3" if shape["qk_norm"] else "llama"
+    scaling = shape["scaling"] and {"rope_type": "llama3"} | shape["scaling"]
+    return {"model_type": kind, "tie_word_embeddings": shape["tied"], "rope_scaling": scaling}
 
 
 def turned(module, tensor, shape, back=False):

@@ -27,10 +27,7 @@ def find_checkpoint(path):
 
 
 def load_checkpoint(path, device="cpu", tokenizer=None):
-    """Return the checkpoint's dict. Raises UserError for a missing, truncated or foreign file.
-
-    tokenizer: the name of the one that published weights go with, if it is not beside them; other checkpoints know theirs.
-    """
+    """Return the checkpoint's dict. tokenizer: of published weights, if it is not beside them. Raises UserError."""
     file = find_checkpoint(path)
     if file.suffix in (".safetensors", ".bin", ".json", ".gguf"):
         checkpoint = checked(file, {"format": FORMAT} | import_published(file, tokenizer))

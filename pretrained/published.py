@@ -9,7 +9,7 @@ vocab.json + merges.txt. Whatever does not fit is listed in one UserError before
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,11 +21,10 @@ from data import originals
 from data.folder import draft_of
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import has_files
-from engine.checkpoint import read_checkpoint, read_plain
+from engine.checkpoint import dequantised, describe, read_checkpoint, read_gguf, read_plain
 from engine.cli import UserError, check, parse, run
 from engine.devices import check_memory
 from engine.files import OBJECT, TEXT, read_json
-from engine.gguf import dequantised, read_gguf
 from model import Transformer
 from pretrained import gpt2, llama
 
@@ -51,23 +50,21 @@ def model_of(shape, dropout=0.0):
 def import_published(file, tokenizer=None):
     """Return the checkpoint (see engine/checkpoint.py) of the model whose weights, or their index, are `file`.
 
-    tokenizer: its name; default: the one that an exported config.json names, else the model's own files, else gpt2 for a GPT-2.
-    An exported diffusion model is one again. Raises UserError for what does not fit.
+    An exported diffusion model is one again. tokenizer: its name, if not as tokenizer_for() has it. Raises UserError.
     """
     is_gguf = file.suffix == ".gguf"
     config, found = from_gguf(file) if is_gguf else from_folder(file)
     kind = config["model_type"]
     check(kind in FAMILIES, f"{file}: a model of type {kind!r}; known are {', '.join(FAMILIES)}")
     flavour = FAMILIES[kind]
-    shape = checked_shape(file, flavour, config, found)
-    theirs = names(flavour, shape["n_layer"], int(is_gguf))
+    shape, theirs = checked_shape(file, flavour, config, found)
     tokenizer = tokenizer_for(file, config, len(found[theirs["embedding"] + ".weight"]), tokenizer)
     model = renamed(found, {name: ours for ours, name in theirs.items()},
                     lambda _, ours, x: x.float() if is_gguf and kind == "llama" else flavour.turned(ours, x.float(), shape))
     eos = next((tokenizer.special[name] for name in END if name in tokenizer.special), config.get("eos_token_id"))
     for name in {"embedding.weight", "head.weight"} & model.keys():
         model[name] = grown(model[name], tokenizer, eos[0] if isinstance(eos, list) and eos else eos)
-    ar = {"name": "ar", **asdict(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))}
+    ar = describe(Autoregressive(start_of(tokenizer), tokenizer.eos, tokenizer.pad))
     input_len, target_len = config.get("ar2diff_canvas", [0, min(256, shape["n_positions"] // 2)])
     return dict(model=model, shape=shape | {"vocab_size": tokenizer.vocab_size}, process=config.get("ar2diff_process", ar),
                 tokenizer={"name": tokenizer.name, "hash": tokenizer.hash}, input_len=input_len, target_len=target_len, step=0,
@@ -156,7 +153,7 @@ def from_gguf(file):
 
 
 def checked_shape(file, flavour, config, found):
-    """Return the model's shape, leaving its tensors in `found`. Raises UserError listing all misfits."""
+    """Return the model's shape and names(), leaving its tensors in `found`. Raises UserError listing all misfits."""
     kind, like = config["model_type"], flavour.LIKE
     other = [f"{key}={like[key]}, not {config[key]}" for key in like if config.get(key, like[key]) != like[key]]
     check(not other, f"{file}: a {kind} has {', '.join(other)}")
@@ -180,11 +177,14 @@ def checked_shape(file, flavour, config, found):
     listed = "; ".join(f"{len(those)} {what} ({', '.join(sorted(those)[:3])}{', ...' * (len(those) > 3)})"
                        for what, those in misfits.items() if those)
     check(not listed, f"{file} does not hold a {kind} of {shape['n_layer']} layers and width {shape['width']}: {listed}")
-    return shape
+    return shape, theirs
 
 
 def tokenizer_for(file, config, n_rows, name):
-    """Return the tokenizer of a model with n_rows tokens; ids None: its rows are in our layout. Raises UserError."""
+    """Return the tokenizer of a model with n_rows tokens; ids None: its rows are in our layout. Raises UserError.
+
+    The one named, else the one that an exported config.json names, else the model's own files, else gpt2 for a GPT-2.
+    """
     own, place = config.get("ar2diff_tokenizer"), (file if file.suffix == ".gguf" else file.parent).resolve()
     beside = load_tokenizer(str(place)) if own is None and has_files(place) else None
     name = name or (own["name"] if own else "smollm2" if file == originals.SMOLLM2 else str(place) if beside else
@@ -214,7 +214,7 @@ def export(checkpoint, folder):
     import safetensors.torch
     tokenizer, own = load_tokenizer(checkpoint["tokenizer"]["name"]), flavour.config_of(shape)
     check(tokenizer.hash == checkpoint["tokenizer"]["hash"], f"the tokenizer {tokenizer.name!r} has changed since training")
-    config = own | flavour.LIKE | {
+    config = {theirs[0]: shape[ours] for ours, theirs in flavour.FIELDS.items()} | own | flavour.LIKE | {
         "architectures": [flavour.FAMILIES[own["model_type"]]], "vocab_size": shape["vocab_size"],
         "bos_token_id": process.get("start", start_of(tokenizer)), "eos_token_id": tokenizer.eos,
         "ar2diff_tokenizer": checkpoint["tokenizer"], "ar2diff_canvas": [checkpoint["input_len"], checkpoint["target_len"]],

@@ -21,9 +21,8 @@ def score(metric, predictions, examples, language=None, k=1, timeout=TIMEOUT):
             for example, programs in zip(examples, predictions) for program in programs]
     results = run_many(jobs, timeout=timeout)
     passed = iter([result.passed for result in results])
-    per_problem = [[next(passed) for _ in programs] for programs in predictions]
     failures = Counter(kind(result.reason) for result in results if not result.passed)
-    values = [metrics.pass_at_k(len(row), sum(row), k) for row in per_problem]
+    values = [metrics.pass_at_k(len(programs), sum(next(passed) for _ in programs), k) for programs in predictions]
     scores = metrics.means({f"pass@{k}": values}) | metrics.exact_scores(predictions, examples).scores
     return metrics.Scored(scores, values, failures=dict(failures.most_common()))
 

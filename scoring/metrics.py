@@ -1,7 +1,6 @@
 """Scores for eval.py: BLEU, the SQuAD exact match and F1, pass@k, plain exact match, each with its standard error.
 
-Every score this file returns is in percent, 0 to 100, and so is its standard error: one unit of luck of the test set.
-It is nan for a test set of one example, which says nothing about luck.
+Every score is in percent, 0 to 100, and so is its standard error: one unit of luck of the test set, nan for one example.
 
     scored = METRICS[metric](predictions, examples, language)     # Scored
 
@@ -9,6 +8,7 @@ predictions[i] lists the answers to examples[i], which has a `target` and perhap
 how words are told apart. Code is scored by judge.py, from what sandbox.py reports.
 """
 import collections
+import itertools
 import math
 import re
 import statistics
@@ -38,9 +38,8 @@ def standard_error(values):
 
 
 def bleu(hypotheses, references, language=None):
-    """Return (score, standard error, signature, scores without each sentence) of a corpus.
+    """Return (score, standard error, signature, scores without each sentence) of a corpus; references[i] is a list.
 
-    references[i] lists the gold texts of hypotheses[i].
     The score is sacreBLEU's with its default settings and its tokenizer for the language, which the signature records: BLEU
     without it cannot be compared. (By its definition a corpus without a single 4-gram scores 0, perfect or not.)
     The standard error is the delete-one jackknife over sentences, sqrt((n - 1) / n * sum (b_i - mean b)^2), with b_i the BLEU
@@ -54,14 +53,11 @@ def bleu(hypotheses, references, language=None):
     except RuntimeError as error:  # a tokenizer that wants a package of its own
         raise UserError(f"BLEU of language {language!r} needs a package: pip install 'sacrebleu[ja]' ({error})") from error
     # sacreBLEU wants one stream per reference number; None fills up where a sentence has fewer references than another.
-    streams = [[refs[i] if i < len(refs) else None for refs in references] for i in range(max(map(len, references)))]
-    score = metric.corpus_score(hypotheses, streams).score
-
+    score = metric.corpus_score(hypotheses, [*itertools.zip_longest(*references)]).score
     per_sentence = BLEU(effective_order=True, tokenize=tokenize)  # for its counts; effective_order only silences a warning
     parts = [per_sentence.sentence_score(hyp, refs) for hyp, refs in zip(hypotheses, references)]
     counts = [(*part.counts, *part.totals, part.sys_len, part.ref_len) for part in parts]
-    sums = [sum(column) for column in zip(*counts)]
-    without = []
+    sums, without = [sum(column) for column in zip(*counts)], []
     for row in counts:
         *ngrams, sys_len, ref_len = [s - r for s, r in zip(sums, row)]
         without.append(BLEU.compute_bleu(ngrams[:4], ngrams[4:], sys_len, ref_len, smooth_method="exp").score)
@@ -71,13 +67,10 @@ def bleu(hypotheses, references, language=None):
 
 
 def _normalise(text, language=None):
-    """Return the words of an answer as the SQuAD v1.1 evaluation sees them: lower case, no punctuation, no articles.
-
-    Where words have no spaces between them each character is a word, as in MLQA (arXiv 1910.07475), and no punctuation counts.
-    """
+    """Return the words of an answer as the SQuAD v1.1 evaluation sees them: lower case, no punctuation, no articles."""
     # Only ASCII punctuation goes, and it goes before the articles ("a.b" becomes the word "ab"): that is the official order.
     text = "".join(char for char in text.lower() if char not in string.punctuation)
-    if language in UNSPACED:
+    if language in UNSPACED:  # each character is a word, as in MLQA (arXiv 1910.07475)
         text = "".join(char for char in text if not unicodedata.category(char).startswith("P"))
         return UNSPACED_LETTER.sub(lambda letter: f" {letter[0]} ", text).split()
     return re.sub(r"\b(a|an|the)\b", " ", text).split()
@@ -100,10 +93,9 @@ def pass_at_k(n, c, k):
     """Return the chance that k of n samples, drawn without replacement, hold one of the c correct: 1 - C(n-c, k) / C(n, k).
 
     The unbiased estimator of Chen et al. 2021 (arXiv 2107.03374, equation 1). Whole numbers until the one division, so it is
-    exact for any n. 1 - (1 - c/n)^k, the tempting shortcut, is biased. Raises UserError where it is not defined (n < k).
+    exact for any n. 1 - (1 - c/n)^k, the tempting shortcut, is biased.
     """
-    check(0 <= c <= n, f"pass@k: {c} correct of {n} samples cannot be")
-    check(1 <= k <= n, f"pass@{k} needs at least {max(k, 1)} samples per problem and k >= 1, there are {n} samples")
+    check(0 <= c <= n and 1 <= k <= n, f"pass@{k} is not defined for {c} correct of {n} samples")
     return 100 * (math.comb(n, k) - math.comb(n - c, k)) / math.comb(n, k)
 
 
@@ -136,8 +128,7 @@ def exact_scores(predictions, examples, language=None):
 def translation_scores(predictions, examples, language=None):
     """Score the first prediction of each example by BLEU, and all of them by plain exact match.
 
-    BLEU is no mean: its values are those of the jackknife, n * b - (n - 1) * b_i, whose mean is BLEU to order 1/n. The
-    difference of two models on the same examples has the standard error of the difference of these values.
+    BLEU is no mean: its values are those of the jackknife, n * b - (n - 1) * b_i, whose mean is BLEU to order 1/n.
     """
     exact = exact_scores(predictions, examples).scores
     gold = [gold_answers(example) for example in examples]
@@ -149,8 +140,7 @@ def translation_scores(predictions, examples, language=None):
 def qa_scores(predictions, examples, language=None):
     """Score the first prediction of each example as SQuAD does (f1, squad_em), and all of them by plain exact match."""
     exact = exact_scores(predictions, examples).scores
-    pairs = [exact_match_and_f1(texts[0], gold_answers(example), language) for texts, example in zip(predictions, examples)]
-    match, f1 = zip(*pairs)
+    match, f1 = zip(*(exact_match_and_f1(texts[0], gold_answers(e), language) for texts, e in zip(predictions, examples)))
     return Scored(means({"f1": f1, "squad_em": match}) | exact, list(f1),
                   f"F1 over characters ({language})" if language in UNSPACED else None)
 

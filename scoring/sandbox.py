@@ -10,14 +10,15 @@ there. Which of both it is, eval.py says: "isolated by namespaces" or "limits on
 
 Processor time judges; wall time, ten times as long, ends what only waits. What ran out of time, or was killed from outside, is
 run once more, alone. A pass is proven: only the harness knows a random word, and writes it after the last test returned. No
-print, exit or patched assert does that. Deceit can: an object that equals everything, or a search through the frames of the
-harness.
+print, exit or patched assert does that; an object that equals everything can, or a search through the harness's frames.
 """
+import builtins
 import concurrent.futures
 import contextlib
 import functools
 import inspect
 import json
+import math
 import os
 import secrets
 import shutil
@@ -35,6 +36,7 @@ from engine.devices import n_cores
 
 TIMEOUT = 5.0  # seconds of processor time; the slowest of MBPP's own programs takes about two
 WALL = 10  # wall time, in timeouts
+MEMORY = 512 << 20  # bytes of address space
 
 
 class Result(NamedTuple):
@@ -42,11 +44,9 @@ class Result(NamedTuple):
     reason: str  # "passed", or what went wrong
 
 
-# The next four functions run in the other interpreter, where their source is sent: so each imports what it uses.
+# The next four functions run in the other interpreter: _SOURCE is what is sent there.
 def _hold_path():  # pragma: no cover
     """Reach the standard library through open folders: by its path it is hidden by a new /tmp, or is under /root."""
-    import os
-    import sys
     sys.path = [f"/proc/self/fd/{os.open(path, os.O_RDONLY)}" for path in sys.path if os.path.isdir(path)]
     for name, module in sys.modules.items():
         if hasattr(module, "__path__"):  # a package that is imported already
@@ -56,9 +56,6 @@ def _hold_path():  # pragma: no cover
 def _isolate(wall):  # pragma: no cover
     """Go on in namespaces of one's own: read-only files, a new /tmp, no network, no other process. Raises OSError."""
     import ctypes
-    import math
-    import os
-    import signal
     libc, uid, gid = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()
 
     def call(name, *args):
@@ -94,43 +91,31 @@ def _isolate(wall):  # pragma: no cover
         call("capset", (ctypes.c_uint32 * 2)(0x20080522), (ctypes.c_uint32 * 6)())
 
 
-def _limit(seconds, wall, memory_mb, mode):  # pragma: no cover
+def _limit(seconds, wall, memory, mode):  # pragma: no cover
     """Set the limits of the kernel, as far as this system has them."""
-    import math
-    import os
-    import sys
     root = sys.platform == "linux" and os.geteuid() == 0
     if root and mode == "limits":
         _hold_path()
-    try:
-        import resource
-        import signal
-    except ImportError:  # Windows has no resource
+    if os.name != "posix":
         return
+    import resource
     signal.alarm(math.ceil(wall) + 1)  # should the parent die, a sleeper still ends (and a busy loop does by RLIMIT_CPU)
     signal.setitimer(signal.ITIMER_PROF, seconds)  # processor time to the millisecond; RLIMIT_CPU counts whole seconds
     if root:
         nobody = 65534
-        try:
+        with contextlib.suppress(OSError):  # root, but without the right to (some containers)
             os.chown(".", nobody, nobody)
             os.setgroups([])
             os.setgid(nobody)
             os.setuid(nobody)
-        except OSError:  # root, but without the right to (some containers)
-            pass
-    limits = {"CPU": math.ceil(seconds) + 1, "AS": memory_mb << 20, "FSIZE": 10 << 20, "NOFILE": 64, "CORE": 0, "NPROC": 0}
+    limits = {"CPU": math.ceil(seconds) + 1, "AS": memory, "FSIZE": 10 << 20, "NOFILE": 64, "CORE": 0, "NPROC": 0}
     for name, value in limits.items():
-        try:
+        with contextlib.suppress(ValueError, OSError):  # macOS refuses some
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-        except (ValueError, OSError):  # macOS refuses some
-            pass
 
 
 def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
     """Run the program, then setup and tests in its namespace; report the secret if all of it returned, else the reason."""
-    import builtins
-    import os
-    import sys
     # Local names for what is used after the program ran, for it may have put something else in their place.
     write, leave, settrace, names, originals = os.write, os._exit, sys.settrace, vars(builtins), dict(vars(builtins))
     report = os.dup(1)
@@ -167,17 +152,16 @@ def _child(secret, setup, program, tests, mode, *limits):  # pragma: no cover
     stop(secret)
 
 
-_SOURCE = "".join(inspect.getsource(function) for function in (_hold_path, _isolate, _limit, _child))
+_SOURCE = "import builtins, contextlib, math, os, signal, sys\n" + "".join(
+    inspect.getsource(function) for function in (_hold_path, _isolate, _limit, _child))
 BUBBLEWRAP = ["bwrap", *"--ro-bind / / --dev /dev --remount-ro /dev --proc /proc --size 67108864 --tmpfs /run --size 67108864 "
               "--tmpfs /tmp --unshare-all --die-with-parent --chdir /tmp --".split()]
 
 
 def _kill(process):
     """Kill the process and all of its group."""
-    try:
+    with contextlib.suppress(OSError):  # nobody left
         os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
-    except OSError:  # nobody left
-        pass
 
 
 def _wait(process):
@@ -202,7 +186,7 @@ def _start(source, report, folder, mode):
         raise UserError(f"no program can be started here ({error.strerror}), so nothing was scored") from error
 
 
-def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=None, started=None):
+def run_program(program, tests, setup="", timeout=TIMEOUT, mode=None, started=None):
     """Run program, setup and tests (Python source) in a new interpreter -> Result. Raises UserError if there are no tests.
 
     timeout: seconds of processor time. mode: how it is kept apart; default: mode_here(). started: is called with the process.
@@ -212,7 +196,7 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=N
     with (tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as report,
           tempfile.TemporaryDirectory(prefix="ar2diff_", ignore_cleanup_errors=True) if mode == "limits" else
           contextlib.nullcontext("/tmp") as folder):
-        arguments = (secret, setup, program, tests, mode, timeout, WALL * timeout, memory_mb)
+        arguments = (secret, setup, program, tests, mode, timeout, WALL * timeout, MEMORY)
         source.write(f"{_SOURCE}\n_child(*{arguments!a})\n".encode())
         source.seek(0)
         start = time.monotonic()
@@ -240,32 +224,28 @@ def run_program(program, tests, setup="", timeout=TIMEOUT, memory_mb=512, mode=N
     return Result(False, " ".join(verdict.split()) or ended)
 
 
-def run_many(jobs, n_workers=None, timeout=TIMEOUT, memory_mb=512, mode=None):
-    """Run (program, tests, setup) triples, n_workers at a time (default: one per core) -> list of Results, in order.
-
-    What ran out of time, or was killed, is run again when the others are done, alone: the second result counts.
-    """
+def run_many(jobs, n_workers=None, timeout=TIMEOUT, mode=None):
+    """Run (program, tests, setup) triples, n_workers at a time (default: one per core) -> list of Results, in order."""
     running, stopping, mode = set(), [], mode or mode_here()
 
     def started(process):
         running.add(process)
         if stopping:
             _kill(process)
-    once = lambda job: run_program(*job, timeout=timeout, memory_mb=memory_mb, mode=mode, started=started)
-    pool = concurrent.futures.ThreadPoolExecutor(n_workers or n_cores())
-    try:
-        waiting = [pool.submit(once, job) for job in jobs]
-        while concurrent.futures.wait(waiting, timeout=0.5).not_done:
-            pass  # wake up for signals: one that comes just before a thread begins to wait does not end the wait
-        results = [future.result() for future in waiting]
-    except BaseException:  # Ctrl-C, say: do not wait for programs that sleep
-        stopping.append(True)
-        for process in [*running]:
-            if process.returncode is None:  # else its number may be another's by now
-                _kill(process)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    once = lambda job: run_program(*job, timeout=timeout, mode=mode, started=started)
+    with concurrent.futures.ThreadPoolExecutor(n_workers or n_cores()) as pool:
+        try:
+            waiting = [pool.submit(once, job) for job in jobs]
+            while concurrent.futures.wait(waiting, timeout=0.5).not_done:
+                pass  # wake up for signals: one that comes just before a thread begins to wait does not end the wait
+            results = [future.result() for future in waiting]
+        except BaseException:  # Ctrl-C, say: do not wait for programs that sleep
+            stopping.append(True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in [*running]:
+                if process.returncode is None:  # else its number may be another's by now
+                    _kill(process)
+            raise
     return [once(job) if result.reason.startswith(("timeout", "killed")) else result for job, result in zip(jobs, results)]
 
 
@@ -286,12 +266,12 @@ def mode_here():
     return "limits"
 
 
-def check_canaries(n_workers=None, timeout=1.0, memory_mb=512):
+def check_canaries(n_workers=None, timeout=1.0):
     """Return how programs are kept apart. Raises UserError unless known-good ones pass and known-bad ones fail."""
     good = CANARIES["good"] | (CANARIES["kept apart"] if mode_here() != "limits" else {})
     programs = good | CANARIES["bad"]
     jobs = [(program, PLAIN_TESTS, "") for program in programs.values()]
-    for name, result in zip(programs, run_many(jobs, n_workers, timeout, memory_mb)):
+    for name, result in zip(programs, run_many(jobs, n_workers, timeout)):
         check(result.passed == (name in good), f"the sandbox does not work on this machine, so no code was scored: the canary "
               f"{name!r} must {'pass' if name in good else 'fail'}, but: {result.reason}")
     return "limits only" if mode_here() == "limits" else "isolated by namespaces"

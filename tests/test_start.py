@@ -19,7 +19,7 @@ from engine.devices import choose_compile, choose_dtype, out_of_memory
 @pytest.mark.parametrize("flags, message", [
     (["--steps=0"], "--steps=0 must be at least 1"), (["--log_every=0"], "--log_every=0 must be at least 1"),
     (["--batch_size=0"], "--batch_size=0 must be at least 1"), (["--eval_every=-1"], "--eval_every=-1 must be at least 1"),
-    (["--batch_size=6", "--micro_batch_size=4"], "--batch_size=6 over 1 rank.* not divisible by --micro_batch_size=4"),
+    (["--batch_size=6", "--micro_batch_size=4"], "--batch_size=6 is not divisible by 1 rank.* x --micro_batch_size=4"),
     (["--warmup=-1"], "--warmup=-1 must not be negative"), (["--seed=-1"], "--seed=-1 must be at least 0"),
     (["--seed=20241124123456"], "--seed=20241124123456 must be .* below 2.32"),
     (["--lr=0"], "--lr=0.0 must be above 0"), (["--lr=nan"], "--lr=nan must be above 0"),
