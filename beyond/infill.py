@@ -3,9 +3,8 @@ r"""What diffusion can do by construction and AR cannot: fill gaps between fixed
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python eval.py out/ar2diff_code --middle --allow_code_execution
 
-The text around the gaps is `frozen` in generate() (diffusion.py): the model sees it at every step and never changes it. A
-canvas has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by the bound of
-likelihood.py is kept. A space before a gap belongs to the gap, as tokens bring the space before their word along.
+The text around the gaps is `frozen` in generate() (diffusion.py). A canvas has fixed columns, so text behind a gap fixes the
+gap's length: all are tried, and the likeliest by the bound of likelihood.py is kept. A space before a gap belongs to the gap.
 """
 import itertools
 import re

@@ -215,10 +215,7 @@ class Store:
                     sys.stdout.flush()
                 bar.update(apart(self.do, job))
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
-            try:
-                list(pool.map(finish, open_cells))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            list(pool.map(finish, open_cells))  # where one fails, map() cancels those that have not begun
 
 
 @contextmanager

@@ -84,8 +84,7 @@ def main(argv=None):
     tokenizers = {r["tokenizer"]: r["checkpoint"] for r in everything}
     check(len(tokenizers) == 1, "these models differ in their tokenizer, so their scores cannot be compared: "
                                 + ", ".join(f"{path} has {tokenizer}" for tokenizer, path in tokenizers.items()))
-    first = next(iter(results.values()))
-    entries = [entry(name, row, first) for name, row in results.items()]
+    entries = [entry(name, row, results[next(iter(rows))]) for name, row in results.items()]
     metric = next(iter(everything[0]["scores"]))
     text = "\n".join(markdown(entries, metric)) + "\n"
     write_json(f"{config.out}.json", {"entries": entries, "results": everything}, "out")
