@@ -13,7 +13,6 @@ from pathlib import Path
 
 import sample
 from data import synthetic
-from data.tasks import read_jsonl
 from engine.cli import check, one_of, parse, run
 from engine.files import write_json
 from experiments import tables
@@ -38,7 +37,7 @@ SCRATCH, DIFFUSION, AR2DIFF_0, AR = "Diffusion, no text", "Diffusion, text", "AR
 
 
 def plan(config, lab):
-    """Return ({name of a folder: run on text}, {row: cell}) of all that the demo compares."""
+    """Return ({key of a run: name of its folder}, {row: cell}) of all that the demo compares."""
     seed, steps = config.seed, config.finetune_steps
     ar = lab.pretrain("train_ar.py", seed)  # stage 1, and for the same FLOPs:
     diffusion = lab.pretrain("train_diff.py", seed, lab.equal_flops(config.size))
@@ -47,12 +46,13 @@ def plan(config, lab):
     tune = partial(lab.tune, config.task, seed, eval_every=max(1, steps // 8))  # stage 3
     tuned = {SCRATCH: tune(), DIFFUSION: tune(diffusion), AR2DIFF_0: tune(ar), f"AR2Diff_{N}": tune(adapted),
              AR: tune(ar, "train_ar.py")}
-    return ({"ar": ar, "diffusion": diffusion, f"ar2diff_{N}": adapted},
-            {row: lab.cell(row, config.task, stage) for row, stage in tuned.items()})
+    names = {ar.key: "ar", diffusion.key: "diffusion", adapted.key: f"ar2diff_{N}"}
+    names |= {stage.key: f"{row.lower().replace(', ', '_').replace(' ', '_')}_tuned" for row, stage in tuned.items()}
+    return names, {row: lab.cell(row, config.task, stage) for row, stage in tuned.items()}
 
 
-def table(rows):
-    """Return the lines of the final table."""
+def told(config, rows):
+    """Return the lines of the final table, and of what it shows."""
     names = list(rows[AR]["result"]["scores"])
     heads = "".join(f"{name:>14s}{'+-':>5s}" for name in names)
     lines = [f"{'':20s}{'TFLOP':>7s}{heads}{'evaluations':>13s}{'s/example':>11s}"]
@@ -61,20 +61,15 @@ def table(rows):
         scores = "".join(f"{r['scores'][name][0]:14.1f}{r['scores'][name][1]:5.1f}" for name in names)
         evaluations = f"{r['evaluations']:.0f} x {r['options']['n_samples']}"
         lines.append(f"{row:20s}{found['work'] / 1e12:7.1f}{scores}{evaluations:>13s}{r['seconds']:11.3f}")
-    return lines
-
-
-def seen(config, rows):
-    """Return the lines that say what the table shows."""
-    metric = next(iter(rows[AR]["result"]["scores"]))
-    score = {row: found["result"]["scores"][metric] for row, found in rows.items()}
+    score = {row: found["result"]["scores"][names[0]] for row, found in rows.items()}
     best, error = score[AR2DIFF_0]
 
     def beside(row):
         gap, noise = best - score[row][0], (error ** 2 + score[row][1] ** 2) ** 0.5
         words = "more than" if gap > 2 * noise else "less than" if gap < -2 * noise else "within two standard errors of"
         return f"{words} {score[row][0]:.1f}"
-    return [f"From {config.n_pairs} pairs diffusion that starts from AR weights (AR2Diff_0) reaches {metric} {best:.1f}:",
+    return [*lines, "",
+            f"From {config.n_pairs} pairs diffusion that starts from AR weights (AR2Diff_0) reaches {names[0]} {best:.1f}:",
             f"{beside(SCRATCH)}, without any text, and {beside(DIFFUSION)}, pretrained as diffusion for the same FLOPs.",
             f"Read from left to right the same AR weights reach {score[AR][0]:.1f}. "
             + ("(One seed; results/README.md has three.)" if config.task == "translate" else "(One seed is an anecdote.)")]
@@ -83,9 +78,8 @@ def seen(config, rows):
 def main(argv=None):
     config = parse(Config, argv)
     one_of("task", config.task, synthetic.TASKS)
-    check(config.pretrain_steps >= 10, f"--pretrain_steps={config.pretrain_steps} must be at least 10: a tenth is used too")
-    for name in ("n_pairs", "finetune_steps", "n_examples"):
-        check(1 <= getattr(config, name) <= 1_000_000, f"--{name}={getattr(config, name)} must be 1 to a million")
+    for name, least in (("pretrain_steps", 10), ("n_pairs", 1), ("finetune_steps", 1), ("n_examples", 1)):
+        check(least <= getattr(config, name) <= 1_000_000, f"--{name}={getattr(config, name)} must be {least} to a million")
     shape_of(config.size)
     start, out, canvas = time.time(), Path(config.out_dir), synthetic.META[config.task]
     check(not out.exists() or (out / "stages").is_dir(), f"{out} exists and is not a demo's; choose another --out_dir")
@@ -94,10 +88,8 @@ def main(argv=None):
         tasks={config.task: (config.n_pairs, config.finetune_steps)}, canvas=(canvas["input_len"], canvas["target_len"])), out)
     print(f"== {config.n_pairs} pairs, and a text, half of it inputs and targets of other examples, unpaired")
     lab.prepare()
-    on_text, cells = plan(config, lab)
-    folder = lambda row: row.lower().replace(", ", "_").replace(" ", "_") + "_tuned"
-    store = Store(out, {stage.key: name for name, stage in on_text.items()}
-                  | {cell.stage.key: folder(row) for row, cell in cells.items()})
+    names, cells = plan(config, lab)
+    store = Store(out, names)
     print(f"\n== Every row: text, {config.finetune_steps} steps on {config.n_pairs} pairs, its score", flush=True)
     turns = sorted(cells.values(), key=lambda cell: (-cell.stage.work, -len(cell.stage.lineage)))  # what takes longest first
     store.refuse_other_code(turns, refresh=True)
@@ -106,13 +98,12 @@ def main(argv=None):
     curves = {row: curve(store.place(cell.stage)) for row, cell in cells.items() if row != AR}
     picture(curves, out / "curves.png", "fine-tuning step", "validation loss, first pass",
             title=f"{config.task}, {config.n_pairs} pairs")
-    prompt = read_jsonl(Path(lab.data(config.task), "test.jsonl"))[0]["input"]
     print("\n== One denoising by AR2Diff_0, step by step: 0 is the noise (∎ is EOS, · is PAD)\n")
+    prompt = synthetic.example(config.task, 0, "test", 0)["input"]
     sample.main([str(store.place(cells[AR2DIFF_0].stage)), f"--prompt={prompt}", "--show_steps"])
     print(f"\n== Validation loss while fine-tuning ({out}/curves.png): first pass, nats per token\n")
-    print("\n".join(terminal(curves)))
-    print(f"\n== {config.task}: {config.n_examples} test examples that were not in training\n")
-    print("\n".join([*table(rows), "", *seen(config, rows)]))
+    print(*terminal(curves), sep="\n")
+    print(f"\n== {config.task}: {config.n_examples} test examples that were not in training\n", *told(config, rows), sep="\n")
     facts = {"config": vars(config), "rows": rows, "curves": curves, "seconds": time.time() - start}
     write_json(out / "demo.json", facts, "out_dir")
     print("\n+- is one standard error over examples. TFLOP: of all training. Evaluations: of the network, in a row x samples in"

@@ -3,9 +3,8 @@ r"""What diffusion can do by construction and AR cannot: fill gaps between fixed
     python sample.py out/ar2diff_code --infill="def f(data):\n    return___(data,___)"
     python eval.py out/ar2diff_code --middle --allow_code_execution
 
-The text around the gaps is `frozen` in generate() (diffusion.py): the model sees it at every step and never changes it. A
-canvas has fixed columns, so text behind a gap fixes the gap's length. All lengths are tried, and the likeliest by the bound of
-likelihood.py is kept. A space before a gap belongs to the gap, as tokens bring the space before their word along.
+The text around the gaps is `frozen` in generate() (diffusion.py). A canvas has fixed columns, so text behind a gap fixes the
+gap's length: all are tried, and the likeliest by the bound of likelihood.py is kept. A space before a gap belongs to the gap.
 """
 import itertools
 import re
@@ -29,17 +28,15 @@ def canvases(template, tokenizer, target_len, gap_len):
     """
     typed = re.sub(r"\\([\\n])", lambda escape: {"n": "\n"}.get(escape[1], "\\"), template)
     *before, after = re.split("_{3,}", typed)
-    pieces = [tokenizer.encode(piece.removesuffix(" ")) for piece in before] + [tokenizer.encode(after)]
-    check(len(pieces) > 1, f"the template has no gap: write {GAP} where text is missing")
+    starts, end = [tokenizer.encode(piece.removesuffix(" ")) for piece in before], tokenizer.encode(after)
+    check(starts, f"the template has no gap: write {GAP} where text is missing")
     check(gap_len >= 1, f"--gap_len={gap_len} must be at least 1")
-    *starts, end = pieces
     n_closed = len(starts) if end else len(starts) - 1
     check(gap_len ** n_closed <= MAX_ROWS, f"{n_closed} gap(s) of up to {gap_len} tokens are {gap_len ** n_closed} choices of "
                                            f"lengths, at most {MAX_ROWS} are tried; lower --gap_len")
-    n_text = sum(map(len, pieces))
-    shortest = n_text + n_closed + 1
-    check(shortest <= target_len, f"the template has {n_text} tokens, {shortest} with its gaps and EOS, but the model's canvas "
-                                  f"holds {target_len}; shorten it")
+    n_text = sum(map(len, [*starts, end]))
+    check(n_text + n_closed < target_len, f"the template has {n_text} tokens, {n_text + n_closed + 1} with its gaps and EOS, "
+                                          f"but the model's canvas holds {target_len}; shorten it")
     rows = []
     for lengths in itertools.product(range(1, gap_len + 1), repeat=n_closed):
         columns = []  # token, or None in a gap
@@ -56,15 +53,14 @@ def infill(writer, batch, rng, template, gap_len):
     """Fill the gaps of a template for a batch of one input; return (drafts (1, T) each, function from such a row to text)."""
     tokenizer = writer.tokenizer
     targets, frozen = canvases(template, tokenizer, writer.target_len, gap_len)
-    R, device = len(targets), writer.device
-    batch = type(batch)(*(None if x is None else x.repeat_interleave(R, dim=0) for x in batch[:2]), targets).to(device)
-    drafts = writer.drafts(batch, rng.split(R), frozen=frozen.to(device))
+    R = len(targets)
+    batch = type(batch)(*(None if x is None else x.repeat_interleave(R, dim=0) for x in batch[:2]), targets)
+    drafts = writer.drafts(batch, rng.split(R), frozen=frozen.to(writer.device))
     best = int(writer.bound(batch._replace(targets=drafts[-1]), rng.split(R), n_draws=16).argmin()) if R > 1 else 0
     n_fixed = int(frozen[best].nonzero().max()) + 1 if frozen[best].any() else 0
 
     def text(ids):
-        """Return the text of a row; EOS and PAD in a gap that text follows mean that nothing is there."""
-        ids = ids.tolist()
+        ids = ids.tolist()  # EOS and PAD in a gap that text follows mean that nothing is there
         return tokenizer.decode([i for i in ids[:n_fixed] if i < tokenizer.n_text] + ids[n_fixed:])
     return [draft[best:best + 1] for draft in drafts], text
 
@@ -94,17 +90,16 @@ def fill(writer, batch, first, last, seed, index):
 
 def middle(writer, examples, config):
     """Return what eval.answer() does, of targets whose middle third the model fills: the number of its tokens is known."""
-    tokenizer, predictions = writer.tokenizer, []
+    tokenizer, predictions = writer.tokenizer, [[""] for _ in examples]
     facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
     for i, (ids, target) in enumerate(tokenized(examples, tokenizer)):
         if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
             facts["too_long"] += 1
-            predictions.append([""])
             continue
         first, last, start = len(target) // 3, max(len(target) // 3 + 1, 2 * len(target) // 3), time.perf_counter()
         batch = pad_rows([(ids, target)], tokenizer, writer.input_len, writer.target_len)
         filled, n = fill(writer, batch, first, last, config.seed, i)
         facts["seconds"] += time.perf_counter() - start
         facts["evaluations"] += n
-        predictions.append([tokenizer.decode([token for token in filled.tolist()[:len(target)] if token < tokenizer.n_text])])
+        predictions[i] = [tokenizer.decode([token for token in filled.tolist()[:len(target)] if token < tokenizer.n_text])]
     return predictions, facts

@@ -72,9 +72,9 @@ def trace(writer, batch, noise, name):
              for s, row, p in zip([0.0, *model.seconds[-n:]], ids, sure)]
     score = [number(s, 4) for s in score.tolist()] if len(rows) > 1 else [None]  # AR gives one alone no score
     samples = [dict(text=tokenizer.decode(row), score=s) for row, s in zip(rows.tolist(), score)]
-    options = {key: value for key, value in writer.options.items() if key != "prefix"}
-    return drafts, dict(name=name, process=process.name, decoder=writer.decoder, options=options, n_text=tokenizer.n_text,
-                        pad=tokenizer.pad, steps=steps, samples=samples, best=best)
+    return drafts, dict(name=name, process=process.name, decoder=writer.decoder, n_text=tokenizer.n_text, pad=tokenizer.pad,
+                        options={key: value for key, value in writer.options.items() if key != "prefix"},
+                        steps=steps, samples=samples, best=best)
 
 
 def check_trace(config):
@@ -92,13 +92,11 @@ def write_trace(path, prompt, models):
     check(size <= MAX_TOKENS, f"--trace: {size:,} tokens in all drafts and samples are more than {MAX_TOKENS:,}; lower "
                               f"--target_len, --n_steps or --n_samples")
     facts = json.dumps({"prompt": prompt, "models": models}, ensure_ascii=False, allow_nan=False)
+    facts = facts.replace("<", "\\u003c")  # so no text can end the script of the page
     if path.endswith(".html"):
-        facts = facts.replace("<", "\\u003c")  # so no text can end the script that holds it
         facts = Path(__file__).with_name("trace.html").read_text(encoding="utf-8").replace("TRACE", facts)
     write_new(path, svg(prompt, models) if path.endswith(".svg") else facts + "\n", "trace")
 
-
-# ---- the picture ----
 
 COLUMNS, LINE, PERIOD = 80, 18, 9  # characters of a line (in 700 pixels), pixels from line to line, seconds of one round
 STYLE = ("rect{fill:#fff}text{font:14px monospace;white-space:pre;fill:#222}.soft{fill:#666}.new{fill:#b3261e}.low{fill:#777}"

@@ -1,9 +1,8 @@
 """Stages of training and cells of tables: what each costs, where it is kept, and how all of them are run, none twice.
 
-A stage is a training run; stages share their origins, so what several rows start from is trained once. A cell is a stage and
-an evaluation of it. Both are known by a hash of their flags, of their data's content and of all that they start from. What is
-done is kept: a run that was stopped goes on from its last checkpoint, and gives the same numbers. Several processes may fill a
-store at once. When one is killed, the runs that it was at go on to their end, and are kept.
+A stage is a training run, a cell an evaluation of one. Both are known by a hash of their flags, of their data's content and of
+all that they start from, so what several rows start from is trained once. A run that was stopped goes on from its last
+checkpoint. Several processes may fill a store at once. When one is killed, its runs go on to their end, and are kept.
 """
 import hashlib
 import io
@@ -33,7 +32,8 @@ from start import shape_of
 ROOT = Path(__file__).resolve().parent.parent
 MATTERS = ("*.py", "beyond/*.py", "data/*.py", "data/words.json", "engine/*.py", "pretrained/*.py", "scoring/*.py")
 OTHERS = ("demo.py", "nano.py", "reproduce.py")  # that no number depends on
-FACTS = {"code": TEXT, "work": NUMBER, "seconds": NUMBER, "result": OBJECT}  # of what is kept
+TRAINED = {"code": TEXT, "work": NUMBER, "seconds": NUMBER}  # what is kept of a stage
+MEASURED = {"code": TEXT, "work": NUMBER, "result": OBJECT}  # and of a cell
 
 
 class Stage(NamedTuple):
@@ -62,7 +62,7 @@ class Stage(NamedTuple):
         """FLOPs of this stage, without those of its origin: three times those of its forward passes."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
         passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
-        forward = flops(self.shape, self.flag("input_len"), logits=False) + passes * flops(self.shape, self.flag("target_len"))
+        forward = flops(self.shape, self.flag("input_len"), passes * self.flag("target_len"))
         return 3 * forward * self.flag("batch_size") * self.flag("steps")
 
     @property
@@ -87,17 +87,14 @@ class Cell(NamedTuple):
         """FLOPs of the evaluation."""
         flags = dict(self.flags)
         rounds = 1 if self.stage.script == "train_ar.py" else flags.get("n_steps", 10) * flags.get("n_samples", 8)
-        return flags["n_examples"] * rounds * flops(self.stage.shape, self.stage.flag("target_len"))
+        return flags["n_examples"] * flops(self.stage.shape, 0, rounds * self.stage.flag("target_len"))
 
 
-def flops(shape, n_tokens, logits=True):
-    """Return the FLOPs of a forward pass over n_tokens, all inputs or all targets: 2 per weight and token.
-
-    Attention scores, a few %, are left out.
-    """
+def flops(shape, n_inputs, n_targets):
+    """Return the FLOPs of a forward pass: 2 per weight and token. Attention scores, a few %, are left out."""
     per_layer = 14 if shape["architecture"] == "encoder-decoder" else 12  # half of cross-attention is paid by either side
     backbone = per_layer * shape["n_layer"] * shape["width"] ** 2
-    return 2 * n_tokens * (backbone + (shape["vocab_size"] * shape["width"] if logits else 0))
+    return 2 * (n_inputs + n_targets) * backbone + 2 * n_targets * shape["vocab_size"] * shape["width"]
 
 
 def digest(facts):
@@ -117,9 +114,9 @@ def code_version():
     return digest([content_hash(files), torch.__version__, pick_device("auto").type])
 
 
-def known(path, *keys):
+def known(path, schema):
     """Return the dict in a JSON file, None where there is no file. Raises UserError where it is damaged."""
-    return read_json(path, {key: FACTS[key] for key in keys}, "; delete it, and it is made again") if path.exists() else None
+    return read_json(path, schema, "; delete it, and it is made again") if path.exists() else None
 
 
 class Store:
@@ -135,9 +132,8 @@ class Store:
 
     def done(self, job):
         """Return what is known of a stage that was trained, or of a cell that was measured; None if it was not."""
-        if isinstance(job, Cell):
-            return known(self.place(job), "code", "work", "result")
-        found = known(self.place(job) / "done.json", "code", "work", "seconds")
+        place = self.place(job)
+        found = known(place, MEASURED) if isinstance(job, Cell) else known(place / "done.json", TRAINED)
         return found if found and found.get("key", job.key) == job.key else None  # else another one has had its name
 
     def missing(self, cells):
@@ -149,16 +145,15 @@ class Store:
     def refuse_other_code(self, cells, refresh):
         """Raise UserError where one of the cells, or a stage of theirs, is of other code; with refresh delete those."""
         there = {self.place(job): self.done(job) for cell in cells for job in (*cell.stage.lineage, cell)}
-        old = {path: facts["code"] for path, facts in there.items() if facts and facts["code"] != self.code}
-        check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device "
-                                  f"({', '.join(sorted(set(old.values())))}, this is {self.code}); keep them by another --out, "
-                                  f"or measure them again with --refresh")
+        old = [path for path, facts in there.items() if facts and facts["code"] != self.code]
+        check(not old or refresh, f"{self.folder} holds numbers of another version of the code, torch or device (this is "
+                                  f"{self.code}); keep them by another --out, or measure them again with --refresh")
         for path in old:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def rate(self):
         """Return the FLOPs per second and core of the stages that were timed here, 2e10 before one was."""
-        timed = [known(path, "work", "seconds") for path in self.stages.glob("*/done.json")]
+        timed = [known(path, TRAINED) for path in self.stages.glob("*/done.json")]
         return sum(t["work"] for t in timed) / sum(t["seconds"] for t in timed) if timed else 2e10
 
     def keep(self, path, **facts):
@@ -184,12 +179,12 @@ class Store:
 
     def train(self, stage):
         """Run a stage, or the rest of one."""
-        folder, mine = self.place(stage), {"code": self.code, "key": stage.key}
-        started = known(folder / "started.json", "code")
-        if started and started != mine:  # it was stopped, and what it left is of other code, or of another stage
+        folder, mine = self.place(stage), json.dumps({"code": self.code, "key": stage.key})
+        started = folder / "started.json"
+        if started.exists() and started.read_text() != mine:  # what was stopped is of other code, or of another stage
             shutil.rmtree(folder)
         folder.mkdir(exist_ok=True)
-        write_new(folder / "started.json", json.dumps(mine), "out")
+        write_new(started, mine, "out")
         step, start = read_checkpoint(folder / "ckpt.pt")["step"] if (folder / "ckpt.pt").exists() else 0, time.time()
         if step < stage.flag("steps"):
             call(*self.command(stage), *["--resume"] * (step > 0))
@@ -199,33 +194,28 @@ class Store:
         self.keep(folder / "done.json", key=stage.key, work=work, seconds=seconds)
 
     def measure(self, cell):
-        """Evaluate a cell's stage."""
         result, = call(*self.command(cell))
         parts = [(stage.work, self.done(stage)) for stage in cell.stage.lineage]  # of one that was resumed, its last part
         self.keep(self.place(cell), commit=commit(), work=sum(work for work, _ in parts), result=result,
                   training_seconds=sum(work * part["seconds"] / (part["work"] or float("nan")) for work, part in parts))
 
-    def finish(self, cell, bar, show):
-        """Train and measure what a cell needs, each in a process of its own; tell the bar, and, if asked, each command."""
-        for job in (*(stage for stage in cell.stage.lineage if not self.done(stage)), cell):
-            if show:
-                bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
-                sys.stdout.flush()
-            bar.update(apart(self.do, job))
-
     def run(self, cells, show=False):
         """Run what is missing: on a CPU one cell a core, on a GPU one after the other. Raises UserError where one fails."""
         stages, open_cells = self.missing(cells)
-        sizes = [2 * flops(stage.shape, 1) for stage in stages]  # bytes of weights; a run takes six times as much until its end
+        sizes = [2 * flops(stage.shape, 0, 1) for stage in stages]  # bytes of weights; a run takes six times that until its end
         free, needed = shutil.disk_usage(self.folder).free, sum(sizes) + 6 * n_cores() * max(sizes, default=0)
         check(free > needed, f"{self.folder} needs about {needed / 1e9:.1f} GB more, its disk has {free / 1e9:.1f} GB free")
         total = sum(job.work for job in [*stages, *open_cells])
         n_jobs = n_cores() if pick_device("auto").type == "cpu" and fcntl else 1
+
+        def finish(cell):
+            for job in (*(stage for stage in cell.stage.lineage if not self.done(stage)), cell):
+                if show:
+                    bar.write(f"{cell.row:20s} $ python {shlex.join(self.command(job))}")
+                    sys.stdout.flush()
+                bar.update(apart(self.do, job))
         with tqdm(total=total, unit="FLOP", unit_scale=True, disable=None) as bar, ThreadPoolExecutor(n_jobs) as pool:
-            try:
-                list(pool.map(lambda cell: self.finish(cell, bar, show), open_cells))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            list(pool.map(finish, open_cells))  # where one fails, map() cancels those that have not begun
 
 
 @contextmanager

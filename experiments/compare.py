@@ -2,8 +2,7 @@
 
     python experiments/compare.py "AR=out/ar0,out/ar1; AR2Diff=out/b0,out/b1" --data=translate --n_examples=200 --out=ours
 
-All models answer the same examples, so differences from the first row are taken example by example. Writes OUT.json, OUT.md and
-OUT.png, quality against seconds.
+All models answer the same examples, so differences from the first row are taken example by example.
 """
 import math
 import sys
@@ -28,7 +27,7 @@ class Config:
     data: str | None = None  # task folder, by path or by its name in data/prepared; default: the one each was trained on
     n_examples: int | None = None  # score the first n test examples only
     allow_code_execution: bool = False  # run the programs that the models write: see the warning in scoring/sandbox.py
-    out: str = "compare"  # OUT.json, OUT.md, OUT.png
+    out: str = "compare"  # all results OUT.json, the table OUT.md, and OUT.png, quality against seconds
 
 
 def rows_of(text):
@@ -79,22 +78,20 @@ def main(argv=None):
     folders = {str(Path(config.data or data).resolve()): path for path, data in origins.items()}
     check(len(folders) == 1, "these models were trained on different data; name the task by --data: "
                              + ", ".join(f"{path} on {data}" for data, path in folders.items()))
-    flags = ("data", "n_examples", "allow_code_execution")  # are eval.py's too
-    words = [f"--{name}={value}" for name in flags if (value := getattr(config, name)) is not None]
+    words = [f"--{k}={value}" for k, value in vars(config).items() if k not in ("runs", "out") and value is not None]
     results = {name: [evaluation.main([path, *words])[0] for path in paths] for name, paths in rows.items()}
     everything = [r for row in results.values() for r in row]
-    for what in ("metric", "tokenizer", "n"):
-        found = {str(r[what]): r["checkpoint"] for r in everything}
-        check(len(found) == 1, f"these models differ in their {what}, so their scores cannot be compared: "
-                               + ", ".join(f"{checkpoint} has {value}" for value, checkpoint in found.items()))
-    first = next(iter(results.values()))
-    entries = [entry(name, row, first) for name, row in results.items()]
+    tokenizers = {r["tokenizer"]: r["checkpoint"] for r in everything}
+    check(len(tokenizers) == 1, "these models differ in their tokenizer, so their scores cannot be compared: "
+                                + ", ".join(f"{path} has {tokenizer}" for tokenizer, path in tokenizers.items()))
+    entries = [entry(name, row, results[next(iter(rows))]) for name, row in results.items()]
     metric = next(iter(everything[0]["scores"]))
+    text = "\n".join(markdown(entries, metric)) + "\n"
     write_json(f"{config.out}.json", {"entries": entries, "results": everything}, "out")
-    write_new(f"{config.out}.md", "\n".join(markdown(entries, metric)) + "\n", "out")
+    write_new(f"{config.out}.md", text, "out")
     points = {e["name"]: [(e["seconds"], e["score"], e["over_examples"])] for e in entries}
     picture(points, f"{config.out}.png", "seconds per example", f"{metric}, %", xscale="log")
-    print("\n" + "\n".join(markdown(entries, metric)))
+    print("\n" + text, end="")
     return entries
 
 

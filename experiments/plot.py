@@ -37,14 +37,12 @@ def curve(folder, key="auto", split="valid"):
 
 def terminal(curves, width=72, height=16):
     """Return the lines of a plot of {name: [(x, y)]} in characters."""
-    points = [point for line in curves.values() for point in line]
-    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points))
-    column = lambda x: round((x - left) / ((right - left) or 1) * (width - 1))
-    row = lambda y: round((high - y) / ((high - low) or 1) * (height - 1))
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*sum(curves.values(), [])))
     canvas = [[" "] * width for _ in range(height)]
     for mark, line in zip(MARKS, curves.values()):
         for x, y in line:
-            canvas[row(y)][column(x)] = mark
+            row, column = (high - y) / ((high - low) or 1) * (height - 1), (x - left) / ((right - left) or 1) * (width - 1)
+            canvas[round(row)][round(column)] = mark
     scale = {0: f"{high:.3g}", height - 1: f"{low:.3g}"}
     lines = [f"{scale.get(i, ''):>8s} |{''.join(cells)}".rstrip() for i, cells in enumerate(canvas)]
     axis = f"{'':8s} +{'-' * width}\n{'':10s}{left:<{width // 2}g}{right:>{width - width // 2}g}"

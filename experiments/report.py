@@ -48,24 +48,22 @@ def differs(a, b):
 
 def markdown(entries, reference):
     """Return the lines of a table: mean +- standard error; `=` where the reference row is within two standard errors."""
-    rows, columns = (list(dict.fromkeys(entry[key] for entry in entries)) for key in ("row", "column"))
     at = {(entry["row"], entry["column"]): entry for entry in entries}
+    rows, columns = (list(dict.fromkeys(keys)) for keys in zip(*at))
+
+    def words(row, column):
+        entry, base = at.get((row, column)), at.get((reference, column))
+        mark = " =" if entry and base and entry is not base and not differs(entry, base) else ""
+        return f"{entry['mean']:.{2 if entry['metric'] == 'bits per byte' else 1}f} +- {entry['se']:.2g}{mark}" if entry else ""
     lines = ["| | " + " | ".join([*columns, "TFLOP of training"]) + " |", "|---|" + "---|" * (len(columns) + 1)]
     for row in rows:
-        mine = [at.get((row, column)) for column in columns]
-        words = []
-        for entry, base in zip(mine, (at.get((reference, column)) for column in columns)):
-            mark = " =" if entry and base and entry is not base and not differs(entry, base) else ""
-            words.append(f"{entry['mean']:.{2 if entry['metric'] == 'bits per byte' else 1}f} +- {entry['se']:.2g}{mark}"
-                         if entry else "")
-        lines.append(f"| {row} | " + " | ".join([*words, f"{fmean(e['tflop'] for e in mine if e):.1f}"]) + " |")
-    metrics = ", ".join(dict.fromkeys(entry["metric"] for entry in entries))
-    n = sorted({len(entry["seeds"]) for entry in entries})
-    seeds = " to ".join(map(str, dict.fromkeys([n[0], n[-1]])))
+        tflop = fmean(entry["tflop"] for entry in entries if entry["row"] == row)
+        lines.append(f"| {row} | " + " | ".join([*(words(row, column) for column in columns), f"{tflop:.1f}"]) + " |")
+    metrics, n = ", ".join(dict.fromkeys(entry["metric"] for entry in entries)), [len(entry["seeds"]) for entry in entries]
+    seeds = " to ".join(map(str, dict.fromkeys([min(n), max(n)])))
     return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples); "
-                        f"all answer the same examples. `=`: less than two standard errors of their difference, "
-                        f"taken seed by seed, from the row {reference!r}; with 3 seeds chance alone passes two in about one of "
-                        f"five."]
+                        f"all answer the same examples. `=`: less than two standard errors of their difference, taken seed by "
+                        f"seed, from the row {reference!r}; with 3 seeds chance alone passes two in about one of five."]
 
 
 def show(folder, name, title, lines):

@@ -454,7 +454,7 @@ def test_seconds_of_training_count_a_resumed_run_whole(tmp_path, monkeypatch):
         store = cells.Store(tmp_path / str(share))
         store.cells.mkdir(parents=True)
         store.measure(cell)
-        assert cells.known(store.place(cell), "result")["training_seconds"] == pytest.approx(seconds, nan_ok=True)
+        assert cells.known(store.place(cell), {})["training_seconds"] == pytest.approx(seconds, nan_ok=True)
 
 
 def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
@@ -470,8 +470,8 @@ def test_where_there_are_lines_no_row_is_a_single_point(tmp_path, monkeypatch):
 def test_figure3_measures_once_and_shows_seconds(tmp_path, monkeypatch, capsys):
     measured, drawn = [], []
 
-    def bench_decoding(config, device):
-        measured.append((config.input_len, int(config.lengths)))
+    def bench_decoding(config, device, lengths, n_steps):
+        measured.append((config.input_len, *lengths))
         for what in ("AR", "5 steps") if len(measured) < 3 else ("AR",):
             yield dict(what=what, seconds=measured[-1][1] / 100)
     monkeypatch.setattr(bench, "bench_decoding", bench_decoding)
