@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from diffusion import PROCESSES, new_process
+from diffusion import PROCESSES
 from engine.checkpoint import describe, lineage, save_checkpoint
 from engine.cli import check, one_of, parse, run
 from model import INPUTS_ATTENTION
-from pretrained.loading import build_model, find_checkpoint, load_checkpoint, model_of, tokenizer_of
+from pretrained.loading import build_model, find_checkpoint, load_checkpoint, model_of, new_process, tokenizer_of
 
 
 @torch.random.fork_rng(devices=[])  # models that are built here draw weights: the caller's generator is left alone

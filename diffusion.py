@@ -2,19 +2,17 @@
 
     Uniform    tokens become random ones     AR2Diff (arXiv 2401.17181, section 4.1), a simplified SUNDAE (arXiv 2112.06749)
     Absorbing  tokens become MASK            masked diffusion: MDLM (arXiv 2406.07524), LLaDA (arXiv 2502.09992)
-    Gaussian   embeddings get normal noise   CDCD (arXiv 2211.15089), Plaid (arXiv 2305.18619)
+    Gaussian   embeddings get normal noise   CDCD (arXiv 2211.15089), Plaid (arXiv 2305.18619); corrupts vectors of x0
 
 All three learn x0 by cross-entropy, each from its own noise and with its own way back. t in [0, 1] is the noise level: 0 =
 clean, 1 = pure noise. Inputs are never noised; targets (B, T) include EOS and PAD, predicted like any token, so the length of
 the text is learned. Every process has
     corrupt(x0, t, rng) -> xt        loss(model, batch, rng) -> Losses        generate(model, batch, rng, ...) -> drafts
-where rng gives random numbers, a row for each sequence (engine/noise.py): uniform() is (B,), uniform(T) and integers(V, T) are
-(B, T), categorical(logits) draws tokens; send() takes them to a device. Gaussian corrupts vectors of x0.
+where rng gives random numbers, a row for each sequence: uniform() is (B,), integers(V, T) are (B, T) (engine/noise.py).
 
 generate() yields drafts (B, T): the noise it starts from, one for every evaluation of the network, the last is the answer.
 Of N = n_samples drawn in parallel for each input the one with the best model score is kept. Of batch.targets only the width is
-used, but where `frozen` (B, T) is True a token stays through every draft (infilling). Other decoders: beyond/decoders.py.
-Bounds of the likelihood: beyond/likelihood.py.
+used, but where `frozen` (B, T) is True a token stays through every draft (infilling). Beyond: decoders.py, likelihood.py.
 """
 from dataclasses import dataclass
 
@@ -22,18 +20,15 @@ import torch
 import torch.nn.functional as F
 
 from autoregressive import Losses, best_of, cross_entropy
-from engine.cli import check
 from engine.noise import send
 
 
 def denoise(process, model, y, context, belief=None):
-    """Return logits (B, T, V) of x0 from y, noised targets or a guess of them. It is not told t: it sees how noisy y is.
+    """Return logits (B, T, V) of x0 from y, noised targets or a guess of them, and a belief. t is not told: y shows its noise.
 
-    belief: what believe() made of the pass before, None where there was none.
-    process.shift is None, as in the paper: logits[:, i] are read at the position of y[:, i]. Else it is AR's start token, which
-    is fed in front, and logits[:, i] are read one position earlier, where AR read them (DiffuLLaMA, arXiv 2410.17891).
+    Shifted (DiffuLLaMA, arXiv 2410.17891) AR's start token is fed in front, and they are read a position earlier, as AR did.
     """
-    if process.shift is None:
+    if process.shift is None:  # as in the paper: logits[:, i] are read at the position of y[:, i]
         return model.decode(y, context, process.targets_attention, belief=belief)
     start = torch.full((len(y), 1), process.shift, device=y.device)
     start = model.embedding(start) if y.is_floating_point() else start
@@ -43,10 +38,7 @@ def denoise(process, model, y, context, belief=None):
 
 @torch.no_grad()
 def believe(process, model, logits, rng=None):
-    """Return the belief (B, T, C) that a pass hands to the next one: soft, where sampled tokens are hard; None without that.
-
-    In training, where rng is given, only a share process.self_condition of the sequences is told, as at first there is nothing.
-    """
+    """Return the belief (B, T, C) that a pass hands on, None if not self-conditioned; rng: in training, of some rows alone."""
     if not process.self_condition:
         return None
     told = torch.ones(len(logits)) if rng is None else rng.uniform() < process.self_condition
@@ -80,12 +72,9 @@ class Uniform:
     decoder = "resample"
 
     def corrupt(self, x0, t, rng):
-        """Replace each token with probability t (B,) by a random one: q(xt | x0) = (1 - t) [xt = x0] + t / n_noise.
-
-        A random token may be the old one, so a share t * (1 - 1/n_noise) changes.
-        """
+        """Replace each token with probability t (B,) by a random one: q(xt | x0) = (1 - t) [xt = x0] + t / n_noise."""
         replaced = rng.uniform(x0.size(1)) < t[:, None]                                # (B, T), on the CPU
-        random = rng.integers(self.n_noise, x0.size(1))
+        random = rng.integers(self.n_noise, x0.size(1))  # perhaps the old one: a share t (1 - 1 / n_noise) changes
         return torch.where(send(replaced, x0.device), send(random, x0.device), x0)
 
     def loss(self, model, batch, rng, token_loss=cross_entropy):
@@ -122,7 +111,7 @@ class Uniform:
         drafts, belief = [pure_noise(self, x0, frozen, rng)], None                     # each (B N, T)
         for _ in range(n_steps):
             logits = denoise(self, model, drafts[-1], context, belief)                   # (B N, T, V)
-            belief = believe(self, model, logits)
+            belief = believe(self, model, logits / max(temperature, 1e-6))
             drafts.append(torch.where(frozen, x0, rng.categorical(logits, temperature)))
         score = cross_entropy(logits, drafts[-2]).mean(dim=1)                            # (B N,)
         return (yield from best_of(drafts, score, n_samples))
@@ -269,13 +258,3 @@ def rank(values):
 
 
 PROCESSES = {cls.name: cls for cls in (Uniform, Absorbing, Gaussian)}  # to add one: docs/faq.md, "How do I change"
-
-
-def new_process(name, tokenizer, **options):
-    """Return the process of that name with a tokenizer's ids. Raises UserError for an option that belongs to another one."""
-    known = PROCESSES[name].__dataclass_fields__
-    for option in options:
-        owners = " or ".join(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)
-        check(option in known, f"--{option} is for --process={owners}, not for {name}")
-    ids = {"n_noise": tokenizer.n_noise, "mask": tokenizer.mask}
-    return PROCESSES[name](**{field: i for field, i in ids.items() if field in known}, **options)

@@ -8,16 +8,14 @@
 
 So AR2Diff (arXiv 2401.17181, Figure 2) changes three arguments and no weight: y, what targets may see, and, unless one says
 --inputs_attention=causal, what inputs may see (each other both ways; an encoder's always do). Loss and sampler change too.
+Inputs never see targets (but for an option, --inputs_attention=full): encode() computes them once; decode() uses that for both
+passes of the loss, all steps and all samples; AR decoding appends its own tokens, and read() a finished text.
 
-Inputs never see targets (but for an option, --inputs_attention=full), so what becomes of them does not depend on y. encode()
-computes it once; decode() uses it for both passes of the loss, all steps and all samples; AR decoding appends its own tokens.
-
-Two architectures. decoder-only: one stack of blocks; targets attend to the keys and values that the same blocks made of the
-inputs, and to each other. encoder-decoder (as T5): inputs pass a stack of their own, and targets attend to its output.
+Two architectures. decoder-only: targets attend to the keys and values that the same blocks made of the inputs, and to each
+other. encoder-decoder (as T5): inputs pass a stack of their own, and targets attend to its output.
 
 Shapes: B sequences, S input columns, T target columns, L = columns seen, C width, H heads, D = C / H, V vocabulary.
-Inputs are padded on the left and targets on the right, so column S is always the border. Positions count from there: targets
-stand at 0, 1, 2, ..., inputs at ..., -2, -1.
+Inputs are padded on the left, targets on the right. Positions count from the border: targets at 0, 1, ..., inputs at ..., -1.
 """
 from dataclasses import dataclass, replace
 
@@ -45,9 +43,8 @@ class Context:
     def repeat(self, n):
         """Return the context with every row n times in a row: n samples share one encoding of their input."""
         rows = lambda x: None if x is None else x.repeat_interleave(n, dim=0)
-        cross = None if self.cross is None else [(rows(k), rows(v)) for k, v in self.cross]
-        return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values],
-                       pad_mask=rows(self.pad_mask), inputs=rows(self.inputs), cross=cross)
+        return replace(self, keys=[rows(k) for k in self.keys], values=[rows(v) for v in self.values], inputs=rows(self.inputs),
+                       pad_mask=rows(self.pad_mask), cross=self.cross and [(rows(k), rows(v)) for k, v in self.cross])
 
 
 def attention_mask(n_query, n_key, causal, pad_mask, device):
@@ -106,8 +103,7 @@ class CrossAttention(nn.Module):
         return rotate(rms_norm(k), rotary), v
 
     def forward(self, x, rotary, keys_values, pad_mask):
-        q = self.q(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)                   # (B, H, T, D)
-        q = rotate(rms_norm(q), rotary)  # x itself is not normalised: q is, here
+        q = rotate(rms_norm(self.q(x).unflatten(-1, (self.n_head, -1)).transpose(1, 2)), rotary)  # (B, H, T, D)
         if pad_mask is None:
             return self.out(F.scaled_dot_product_attention(q, *keys_values).transpose(1, 2).flatten(2))
         empty = pad_mask.all(dim=1)[:, None]                                             # (B, 1): such a row must not be NaN
@@ -130,10 +126,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x, rotary, mask, is_causal, past=None, cross=None):
-        """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first.
-
-        cross: (keys and values of the encoder's output, pad_mask of the inputs).
-        """
+        """Return x (B, T, C) after the block, and the keys and values (B, H, L, D) it attended to, those of `past` first."""
         qkv = self.qkv(rms_norm(x)).unflatten(-1, (3, self.n_head, -1))                  # (B, T, 3, H, D)
         q, k, v = qkv.transpose(1, 3).unbind(2)                                          # 3 x (B, H, T, D)
         q, k = rotate(rms_norm(q), rotary), rotate(rms_norm(k), rotary)  # QK-norm: scores stay bounded
@@ -141,7 +134,7 @@ class Block(nn.Module):
             k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)        # (B, H, L, D)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)  # (B, H, T, D)
         x = x + self.dropout(self.attention_out(a.transpose(1, 2).flatten(2)))           # (B, T, C)
-        if self.cross is not None:
+        if self.cross is not None:  # cross: (keys and values of the encoder's output, pad_mask of the inputs)
             x = x + self.dropout(self.cross(x, rotary, *cross))
         h = F.relu(self.mlp_in(rms_norm(x))).square()                                    # (B, T, 4C), arXiv 2109.08668
         return x + self.dropout(self.mlp_out(h)), (k, v)
@@ -174,7 +167,7 @@ class SelfConditioning(nn.Module):
 
     def forward(self, x, belief):
         """Return embeddings x (B, T, C) with soft embeddings (B, T, C) mixed in, as long as they were; zeros change nothing."""
-        h = rms_norm(belief) * self.gain
+        h = rms_norm(belief) * self.gain                                                 # (B, T, C)
         mixed = x + self.out(F.silu(self.gate(h)) * self.up(h))
         return mixed * (x.norm(dim=-1, keepdim=True) / mixed.norm(dim=-1, keepdim=True))
 
@@ -196,22 +189,21 @@ class Transformer(nn.Module):
         self.encoder = nn.ModuleList(self.Block(width, n_head, dropout) for _ in range(n_layer)) if has_encoder else None
         self.blocks = nn.ModuleList(self.Block(width, n_head, dropout, cross=has_encoder) for _ in range(n_layer))
         self.dropout = nn.Dropout(dropout)
-        self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None  # for diffusion.py: Gaussian
-        self.self_conditioning = SelfConditioning(width) if self_condition else None  # and Uniform
+        # For diffusion.py: Gaussian, whose estimate is a point where its noise is, so that both enter by one layer; and Uniform
+        self.noisy = NoisyVectors(vocab_size, vector_width, width) if vector_width else None
+        self.self_conditioning = SelfConditioning(width) if self_condition else None
         self.init_weights()
 
     def init_weights(self):
         n_layer, width = self.shape["n_layer"], self.shape["width"]
         # 0.02 would be too small: Adam pushes the rows of all rare tokens the same way, and small rows soon look alike.
         nn.init.normal_(self.embedding.weight, std=0.09)
-        for stack, n_sums in ((self.encoder or [], 2 * n_layer), (self.blocks, (3 if self.encoder else 2) * n_layer)):
+        for stack, cross, n_sums in ((self.encoder or [], False, 2 * n_layer),
+                                     (self.blocks, self.encoder is not None, (3 if self.encoder else 2) * n_layer)):
             for block in stack:
-                reading, writing = [block.qkv, block.mlp_in], [block.attention_out, block.mlp_out]
-                if block.cross is not None:
-                    reading, writing = [*reading, block.cross.q, block.cross.kv], [*writing, block.cross.out]
-                for linear in reading:
+                for linear in (block.qkv, block.mlp_in, *([block.cross.q, block.cross.kv] if cross else [])):
                     nn.init.normal_(linear.weight, std=width ** -0.5)  # keeps the variance of a normalised input
-                for linear in writing:  # n_sums of these add up in the residual stream
+                for linear in (block.attention_out, block.mlp_out, *([block.cross.out] if cross else [])):  # n_sums add up
                     nn.init.normal_(linear.weight, std=linear.in_features ** -0.5 / n_sums ** 0.5)
 
     def n_params(self):
@@ -222,12 +214,10 @@ class Transformer(nn.Module):
         return self.dropout(rms_norm(self.embedding(inputs)))
 
     def embed_targets(self, y, context):
-        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, after context.n_targets others.
-
-        Rotary angles give only distances to other tokens. When all targets are noise, those say little: so each target is also
-        told its position, by the sinusoids of the first Transformer (arXiv 1706.03762).
-        """
+        """Return (B, T, C) for tokens (B, T), or for vectors (B, T, C) in their place, after context.n_targets others."""
         x = rms_norm(y if y.is_floating_point() else self.embedding(y))
+        # Distances, all that rotary angles give, say little when all targets are noise: so each is also told its position, by
+        # the sinusoids of the first Transformer (arXiv 1706.03762).
         places = torch.cat(waves(context.n_targets, y.size(1), x.size(-1), y.device), dim=-1)  # (T, C)
         return self.dropout(x + places.to(self.embedding.weight.dtype))
 
@@ -236,10 +226,9 @@ class Transformer(nn.Module):
         return waves(start, n, self.shape["width"] // self.shape["n_head"], self.embedding.weight.device)
 
     def encode(self, inputs, pad_mask=None, attention="causal"):
-        """Encode the inputs once for any number of decode() calls.
+        """Return the Context of inputs (B, S), padded on the left, for any number of decode() calls; S = 0: a language model.
 
-        inputs (B, S) tokens, padded on the left; S = 0 makes a plain language model. pad_mask (B, S) bool, True = padding, or
-        None. attention: causal (the paper's AR stage), bidirectional, or full (inputs see the targets too; nothing is cached).
+        attention: causal (the paper's AR stage), bidirectional, or full (inputs see the targets too; nothing is cached).
         """
         one_of("inputs attention", attention, INPUTS_ATTENTION)
         nothing, S = [None] * len(self.blocks), inputs.size(1)
@@ -266,9 +255,8 @@ class Transformer(nn.Module):
     def decode(self, y, context, attention, extend=False, belief=None):
         """Return logits (B, T, V) for the targets y, which see the context and, causally or not, each other.
 
-        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. attention: causal or bidirectional. extend=True
-        appends the keys and values of y to the context: the KV cache of AR decoding, one token a call. belief (B, T, C): soft
-        embeddings of what an earlier pass made of y, see believe().
+        y holds tokens (B, T), or vectors (B, T, C) in embedding diffusion. extend=True appends its keys and values to the
+        context: the KV cache of AR decoding, one token a call. belief (B, T, C): what believe() made of an earlier pass.
         """
         return self.logits(self.states(y, context, attention, extend, belief))
 

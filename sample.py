@@ -152,16 +152,16 @@ def load_writer(path, config, target_len=None):
 def prompt_batch(writer, prompt, n_tokens=None):
     """Return (writer, batch of one row) for a prompt. Raises UserError when it does not fit the model's input columns."""
     ids, n_new = writer.tokenizer.encode(prompt), n_tokens or writer.target_len
+    check(len(ids) <= (writer.input_len or math.inf), f"the prompt has {len(ids)} tokens, the model's canvas holds "
+                                                      f"{writer.input_len}; shorten it, or train with a larger --input_len")
+    n_positions = writer.model.shape.get("n_positions", math.inf)
+    check(len(ids) + n_new <= n_positions, f"{len(ids)} tokens of prompt and {n_new} to write are more than this model's "
+                                           f"{n_positions} positions")
     if len(ids) + n_new > writer.learned_len:
         print(f"note: {len(ids)} tokens of prompt and {n_new} to write are more than the {writer.learned_len} in a row that "
               f"this model learned; it gets worse behind them", file=sys.stderr)
     if writer.input_len:
-        check(len(ids) <= writer.input_len, f"the prompt has {len(ids)} tokens, the model's canvas holds {writer.input_len}; "
-                                            f"shorten it, or train with a larger --input_len")
         return writer, pad_rows([(ids, [])], writer.tokenizer, writer.input_len, writer.target_len)
-    n_positions = writer.model.shape.get("n_positions", math.inf)
-    check(len(ids) + n_new <= n_positions, f"{len(ids)} tokens of prompt and {n_new} to write are more than this model's "
-                                           f"{n_positions} positions")
     empty, given = torch.zeros(1, writer.target_len, dtype=torch.long), torch.tensor([ids], dtype=torch.long)
     if ids and writer.process.name == "ar":  # a plain AR language model continues a text itself; the others read it
         options = writer.options | {"prefix": given.to(writer.device)}

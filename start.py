@@ -10,11 +10,11 @@ from ar2diff import additions, usual
 from autoregressive import Autoregressive
 from data.dataset import data_hash, find_folder, read_meta
 from data.tokenizer import load_tokenizer
-from diffusion import PROCESSES, new_process
+from diffusion import PROCESSES
 from engine.checkpoint import describe
 from engine.cli import UserError, check, one_of
 from model import ARCHITECTURES, INPUTS_ATTENTION, Transformer
-from pretrained.loading import build_model, load_checkpoint, process_of, tokenizer_of
+from pretrained.loading import build_model, load_checkpoint, new_process, process_of, tokenizer_of
 from pretrained.published import start_of
 
 # Name -> (layers, width, heads). base, large and xl are the T5.1.1 shapes, which fit the sizes the paper prints.

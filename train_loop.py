@@ -33,9 +33,8 @@ def train(config, process, tokenizer, origin=None, guide=None):
     check_config(config)
     config.lr = peak_rate(config, origin)
     rank, world, device = start_ranks(config.device, config.batch_size, config.micro_batch_size, config.fsdp)
-    input_len, target_len = canvas(config)
-    data = open_data(config.data, tokenizer, input_len, target_len, config.too_long, config.objective,
-                     config.n_canvases)
+    S, T = canvas(config)
+    data = open_data(config.data, tokenizer, S, T, config.too_long, config.objective, config.n_canvases)
     torch.manual_seed(config.seed)
     model = start_model(config, process, tokenizer, origin, "cpu" if config.fsdp else device)  # shards move to their devices
     loss_of, autocast, dtype = prepare(model, cross_entropy, config, world, device)  # loss_of: process.loss(model, ...)
@@ -43,7 +42,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
     optimizer = make_optimizer(model, config, device)
     first_step, best, history = where_it_stands(config, origin, optimizer)
     facts = dict(shape=model.shape, process=describe(process), tokenizer={"name": tokenizer.name, "hash": tokenizer.hash},
-                 input_len=input_len, target_len=target_len, config=asdict(config) | {"data": str(data.path)}, data=data.hash,
+                 input_len=S, target_len=T, config=asdict(config) | {"data": str(data.path)}, data=data.hash,
                  history=history, commit=commit())
 
     micro = min(config.micro_batch_size, config.batch_size // world)
@@ -56,7 +55,7 @@ def train(config, process, tokenizer, origin=None, guide=None):
         complete = lambda step: step == config.steps and (step in log.validated or not n_valid)
         check(not complete(first_step), f"{out_dir} is at step {first_step} already; to go on, raise --steps")
         on = f"{config.data} ({data.objective})" if data.objective else config.data
-        log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {input_len} + {target_len}, "
+        log.say(f"{process.name} on {on}: {model.n_params():,} parameters, canvas {S} + {T}, "
                 f"{tokens_per_step:,} tokens per step ({world} rank{'s' * (world > 1)} x {n_micro} x {micro} sequences), "
                 f"{data.n_tokens:,} tokens of data, {device}, {str(dtype).removeprefix('torch.')}, "
                 f"log V = {math.log(tokenizer.n_noise):.2f} nats")

@@ -93,11 +93,11 @@ def entropy(process, model, batch, rng, n_steps=48, temperature=0.8, last_temper
     """Settle what is nearly independent, and make the rest noise again (EB, arXiv 2505.24857, in DiffusionGemma's form).
 
     Uniform: a settled token is judged again in each step. Absorbing: it stays. A sample ends when its argmax is that of a step
-    ago and its mean entropy is below SURE; the answer is the argmax. Score: the answer's cross-entropy.
+    ago and its mean entropy is below SURE; the answer is the argmax. Score: its cross-entropy, where written.
     """
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, belief, before, absorbs = [pure_noise(process, x0, frozen, rng)], None, None, process.name == "absorbing"
-    score, done = torch.zeros(len(x0), device=x0.device), torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
+    score, done = torch.zeros(x0.shape, device=x0.device), torch.zeros(len(x0), dtype=torch.bool, device=x0.device)
     for i in range(n_steps):
         xt, heat = drafts[-1], last_temperature + (temperature - last_temperature) * (1 - i / n_steps)
         fixed = frozen | (xt != process.mask) if absorbs else frozen                     # (B N, T)
@@ -112,11 +112,11 @@ def entropy(process, model, batch, rng, n_steps=48, temperature=0.8, last_temper
         full = (draft != process.mask).all(dim=1) if absorbs else ends                   # (B N,): nothing is left to settle
         draft = torch.where((ends | (i + 1 == n_steps) & ~full)[:, None], answer, draft)
         drafts.append(torch.where(done[:, None], xt, draft))
-        score = torch.where(done, score, cross_entropy(logits, answer).mean(dim=1))
+        score = torch.where(done[:, None] | fixed, score, cross_entropy(logits, draft))  # (B N, T)
         before, done = answer, done | ends | full
         if done.all():
             break
-    return (yield from best_of(drafts, score, n_samples))
+    return (yield from best_of(drafts, score.mean(dim=1), n_samples))
 
 
 def within(nats, budget):

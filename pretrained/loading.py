@@ -76,3 +76,13 @@ def process_of(checkpoint):
     check(name != "uniform" or not process.self_condition or shape["self_condition"], "this checkpoint lacks self-conditioning")
     check(process.inputs_attention in INPUTS_ATTENTION, f"inputs_attention={process.inputs_attention!r} is not known")
     return process
+
+
+def new_process(name, tokenizer, **options):
+    """Return the process of that name with a tokenizer's ids. Raises UserError for an option that belongs to another one."""
+    known = PROCESSES[name].__dataclass_fields__
+    for option in options:
+        owners = " or ".join(other for other, cls in PROCESSES.items() if option in cls.__dataclass_fields__)
+        check(option in known, f"--{option} is for --process={owners}, not for {name}")
+    ids = {"n_noise": tokenizer.n_noise, "mask": tokenizer.mask}
+    return PROCESSES[name](**{field: i for field, i in ids.items() if field in known}, **options)

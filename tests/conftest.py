@@ -103,8 +103,8 @@ def diff_run(train, tmp_path_factory):
 # The least that is a checkpoint to its reader, if to nothing else.
 CHECKPOINT = dict(
     model={"w": torch.ones(1)}, process={"name": "ar"}, tokenizer={"name": "", "hash": ""}, config={"data": ""}, data="",
-    shape=dict(vocab_size=1, n_layer=1, width=1, n_head=1, architecture="", vector_width=0, self_condition=False), input_len=0, target_len=1, step=0,
-    history=[], optimizer=None)
+    shape=dict(vocab_size=1, n_layer=1, width=1, n_head=1, architecture="", vector_width=0, self_condition=False),
+    input_len=0, target_len=1, step=0, history=[], optimizer=None)
 
 
 # ---- models and batches for the tests of the diffusion processes ----

@@ -376,12 +376,12 @@ def task_6():
     try:
         converted, report = transfer(c, Gaussian(4))
     except UserError as error:
-        raise AssertionError("for Gaussian the tensors of new_vectors() are added, and shape tells vector_width "
+        raise AssertionError("for Gaussian the tensors of new_tensors() are added, and shape tells vector_width "
                              f"({error})") from error
     new = [name for name, *_, fate in report if fate == "new"]
     holds(converted["shape"]["vector_width"] == 4, "shape must tell vector_width, which a Gaussian process has")
     holds(sorted(set(converted["model"]) - set(names)) == sorted(new) and new,
-          "for Gaussian the tensors of new_vectors() are added, and reported as \"new\"")
+          "for Gaussian the tensors of new_tensors() are added, and reported as \"new\"")
     holds(c["shape"]["vector_width"] == 0, "the AR checkpoint's shape was changed: make a new dict")
 
 

@@ -10,8 +10,9 @@ from beyond import decoders
 from beyond.decoders import DECODERS
 from conftest import EOS, MASK, PAD, Scripted, Spy, T, V, oracle, ragged_batch, targets_only, tiny_model, train_noise
 from data.tokenizer import load_tokenizer
-from diffusion import Absorbing, new_process
+from diffusion import Absorbing
 from engine.noise import Noise
+from pretrained.loading import new_process
 
 PROCESS = Absorbing(MASK)
 

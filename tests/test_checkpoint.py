@@ -185,7 +185,8 @@ def test_a_tokenizer_with_other_ids_is_refused_by_its_hash(ar_run):
 @pytest.mark.parametrize("process", [Autoregressive(7, 5, 6, "bidirectional"), Uniform(9, 1, 0.5, 0.25, "causal"), Uniform(9),
                                      Absorbing(9, False, "full", "causal", 7), Gaussian(5, 0.2, 9.0, 0.25)])
 def test_a_process_survives_a_checkpoint(tmp_path, process):
-    save_checkpoint(tmp_path / "x.pt", {"process": describe(process), "shape": {"vocab_size": 16, "vector_width": 5, "self_condition": True}})
+    shape = {"vocab_size": 16, "vector_width": 5, "self_condition": True}
+    save_checkpoint(tmp_path / "x.pt", {"process": describe(process), "shape": shape})
     assert process_of(read_plain(tmp_path / "x.pt")) == process
 
 

@@ -14,9 +14,10 @@ from beyond.decoders import DECODERS
 from beyond.likelihood import BOUNDS, bound_of
 from conftest import EOS, MASK, PAD, T, V, Vectors, ragged_batch, row, tiny_model, train_noise
 from data.dataset import Batch
-from diffusion import PROCESSES, Absorbing, Gaussian, Uniform, begin, denoise, new_process, pure_noise
+from diffusion import PROCESSES, Absorbing, Gaussian, Uniform, begin, denoise, pure_noise
 from engine import cli
 from engine.noise import Noise
+from pretrained.loading import new_process
 
 TEXTS = torch.tensor([[*range(n), *[EOS] * (n < T), *[PAD] * (T - n - 1)] for n in range(1, T + 1)])  # as AR writes them
 TOKENIZER = SimpleNamespace(n_noise=11, mask=MASK)  # the ids of conftest.py

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 
 from conftest import Scripted, Spy, T, V, oracle, ragged_batch, targets_only, tiny_model, train_noise
 from data.tokenizer import load_tokenizer
-from diffusion import Gaussian, new_process
+from diffusion import Gaussian
 from engine.noise import Noise
+from pretrained.loading import new_process
 
 PROCESS = Gaussian(vector_width=V)
 sigma_at = lambda t: 0.1 * 200 ** t

@@ -17,10 +17,11 @@ from conftest import FLAGS, SCRIPTS, Run, Scripted
 from data.dataset import Batch, open_data
 from data.objectives import OBJECTIVES, choose, row_length, segments, span, span_lengths
 from data.tokenizer import load_tokenizer
-from diffusion import PROCESSES, new_process
+from diffusion import PROCESSES
 from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
 from engine.noise import Noise
+from pretrained.loading import new_process
 from sample import GenerateConfig, load_writer
 from test_dataset import same, write_text
 

@@ -46,7 +46,7 @@ def say(capsys, *words):
 
 def test_a_prompt_on_stdin_is_the_prompt_on_the_command_line(ar_run, monkeypatch, capsys):
     prompts, real = [], sample.prompt_batch
-    monkeypatch.setattr(sample, "prompt_batch", lambda writer, prompt: prompts.append(prompt) or real(writer, prompt))
+    monkeypatch.setattr(sample, "prompt_batch", lambda writer, prompt, n: prompts.append(prompt) or real(writer, prompt, n))
     outputs = []
     for words, content in ((["--prompt=ab é"], "not read"), ([], "ab é\n"), ([], "ab é"), ([], "ab é\r\n")):
         stdin(monkeypatch, content.encode())

@@ -100,7 +100,8 @@ def test_the_drafter_encodes_the_inputs_once(monkeypatch):
 def test_every_draft_but_the_first_is_an_evaluation_of_one_of_the_two_networks(monkeypatch):
     model, drafter, batch, calls = writer(), tiny_model(100), ragged_batch(), []
     decode = Transformer.decode
-    monkeypatch.setattr(Transformer, "decode", lambda self, *args: (calls.append(self is model), decode(self, *args))[1])
+    monkeypatch.setattr(Transformer, "decode", lambda self, *args, **more: (
+        calls.append(self is model), decode(self, *args, **more))[1])
     drafts = list(Speculative(AR, drafter, Uniform(11)).generate(model, batch, noise(), n_steps=2))
     assert len(drafts) - 1 == len(calls) == 3 * sum(calls) and calls[:3] == [False, False, True]
 
