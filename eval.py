@@ -59,7 +59,7 @@ def answer(writer, examples, config):
     tokenizer, predictions = writer.tokenizer, [[] for _ in examples]
     inputs = tokenizer.encode_batch([e["input"] for e in examples])
     fitting = [i for i, ids in enumerate(inputs) if len(ids) <= writer.input_len]
-    facts = dict(too_long=len(examples) - len(fitting), unfinished=0, evaluations=0, seconds=0.0)
+    facts = dict(too_long=len(examples) - len(fitting), unfinished=0, early=0, tokens=0, evaluations=0, seconds=0.0)
     for sample in range(config.n_programs):
         for first in range(0, len(fitting), config.batch_size):
             rows = fitting[first:first + config.batch_size]
@@ -69,6 +69,8 @@ def answer(writer, examples, config):
             answers = drafts[-1].tolist()  # waits for the device
             facts["seconds"] += time.perf_counter() - start
             facts["evaluations"] += (len(drafts) - 1) * len(rows)
+            facts["early"] += (len(drafts) <= writer.options.get("n_steps", 0)) * len(rows)
+            facts["tokens"] += sum((ids + [tokenizer.eos]).index(tokenizer.eos) + (tokenizer.eos in ids) for ids in answers)
             facts["unfinished"] += sum(tokenizer.eos not in ids for ids in answers)
             for i, ids in zip(rows, answers):
                 predictions[i].append(tokenizer.decode(ids))
@@ -185,6 +187,7 @@ def evaluate(config):
     return dict(**scored._asdict(), gold=fault, n=n, metric=metric,
                 empty=100 * sum(not p.strip() for ps in predictions for p in ps) / n_answers,
                 unfinished=100 * facts["unfinished"] / n_answers, too_long=facts["too_long"], n_left_out=n_left_out,
+                early=100 * facts["early"] / n_answers, tokens_each=facts["tokens"] / max(facts["evaluations"], 1),
                 evaluations=facts["evaluations"] / max(n_answers - facts["too_long"] * config.n_programs, 1),
                 seconds=facts["seconds"] / n_answers, decoder=writer.decoder, options=writer.options, drafter=config.drafter,
                 **provenance(config, checkpoint, writer, path, config.split))
@@ -208,7 +211,8 @@ def report(r):
     lines += [f"  left out, too long: {r['n_left_out']}"] if r["n_left_out"] else []
     lines += [f"  failed: {judge.counted(r['failures'])}"] if r["failures"] else []
     lines += [f"  empty {r['empty']:.1f} %, unfinished {r['unfinished']:.1f} %, input too long {r['too_long']}",
-              f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, "
+              f"  {r['evaluations']:.1f} network evaluations x {r['options']['n_samples']} samples, {r['tokens_each']:.1f} "
+              f"tokens each, {r['early']:.0f} % ended early, "
               f"{r['seconds']:.4f} s per answer (decoding only, in batches{'; the compiler included' * r['compiled']})"]
     lines += [f"  drafter {r['drafter']}"] if r["drafter"] else []
     return lines + ([f"  {r['signature']}"] if r["signature"] else [])

@@ -22,7 +22,7 @@ from experiments.plot import picture
 @dataclass
 class Config:
     scale: str = "demo"  # demo (minutes), cpu (hours of two cores), gpu or paper
-    what: str = "table2"  # table1 to table3, figure3, bits, curves, decoders, infill, knobs, plan, rates or all; or real
+    what: str = "table2"  # table1 to table3, figure3, bits, curves, decoders, infill, knobs, plan, rates, recipes, all; or real
     dry_run: bool = False  # print what would be run, with FLOPs and minutes, and stop
     refresh: bool = False  # measure again what another version of the code measured
     draw: bool = False  # write tables and pictures from what is known, and run nothing
@@ -51,22 +51,23 @@ def show_plan(store, name, cells):
           f"{work / 1e12:9.1f} TFLOP, about {work / store.rate() / n_cores() / 60:7.1f} minutes of {n_cores()} cores")
 
 
-def draw(folder, name, entries, seconds=False):
-    """Draw scores against what columns count, or against seconds of training; a picture for each task whose columns do.
+def draw(folder, name, entries, cost=None):
+    """Draw scores against what columns count, or against a cost of the entries; a picture for each task.
 
-    Among rows of several points a row of one is left out.
+    Among rows of several points a row of one is left out, but for recipes, which all are compared with AR.
     """
     pictures, counted = {}, {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
     for e in entries:
         task, _, number = e["column"].rpartition(" ")
-        if number.isdigit():
-            x = round(e["training_seconds"]) if seconds else int(number)
+        if number.isdigit() or cost and name == "recipes":
+            task, x = task if number.isdigit() else e["column"].split(",")[0], e[cost] if cost else int(number)
             pictures.setdefault((task, e["metric"]), {}).setdefault(e["row"], []).append((x, e["mean"], e["se"]))
     for (task, metric), lines in pictures.items():
         some = max(map(len, lines.values()))
-        lines = {row: points for row, points in lines.items() if len(points) > 1 or some == 1}
-        picture(lines, folder / f"{name}{'_seconds' * seconds}_{task.replace(', ', '_')}.png",
-                "seconds of training" if seconds else counted, f"{metric}, %", title=task, xscale="log")
+        lines = {row: sorted(points) for row, points in lines.items() if len(points) > 1 or some == 1 or name == "recipes"}
+        short = f"_{cost.removeprefix('training_')}" if cost else ""
+        picture(lines, folder / f"{name}{short}_{task.replace(', ', '_')}.png", (cost or counted).replace("_", " "),
+                f"{metric}, %", title=task, xscale="log")
 
 
 def main(argv=None):
@@ -98,8 +99,11 @@ def main(argv=None):
         write_json(folder / f"{name}.json", {"reference": reference, "entries": entries}, "out")
         draw(folder, name, entries)
         if name == "real":
-            draw(folder, name, [e for e in entries if (e.get("training_seconds") or 0) > 0], seconds=True)
-        report.show(folder, name, function.__doc__, report.markdown(entries, reference))
+            draw(folder, name, [e for e in entries if (e.get("training_seconds") or 0) > 0], "training_seconds")
+        for cost in ("evaluations", "seconds") if name == "recipes" else ():
+            draw(folder, name, [e for e in entries if "FLOPs" not in e["row"]], cost)
+        costs = report.costs(entries) if name == "recipes" else []
+        report.show(folder, name, function.__doc__, [*report.markdown(entries, reference), *costs])
     if "figure3" in names:
         bench.figure3(folder, lab, config.draw, config.refresh)
     return {name: read_json(folder / f"{name}.json") for name in plans}

@@ -91,7 +91,7 @@ def fill(writer, batch, first, last, seed, index):
 def middle(writer, examples, config):
     """Return what eval.answer() does, of targets whose middle third the model fills: the number of its tokens is known."""
     tokenizer, predictions = writer.tokenizer, [[""] for _ in examples]
-    facts = dict(too_long=0, unfinished=0, evaluations=0, seconds=0.0)
+    facts = dict(too_long=0, unfinished=0, early=0, tokens=0, evaluations=0, seconds=0.0)
     for i, (ids, target) in enumerate(tokenized(examples, tokenizer)):
         if len(ids) > writer.input_len or not 0 < len(target) < writer.target_len:
             facts["too_long"] += 1
@@ -101,5 +101,6 @@ def middle(writer, examples, config):
         filled, n = fill(writer, batch, first, last, config.seed, i)
         facts["seconds"] += time.perf_counter() - start
         facts["evaluations"] += n
+        facts["tokens"] += last - first
         predictions[i] = [tokenizer.decode([token for token in filled.tolist()[:len(target)] if token < tokenizer.n_text])]
     return predictions, facts

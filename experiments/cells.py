@@ -61,7 +61,8 @@ class Stage(NamedTuple):
     def work(self):
         """FLOPs of this stage, without those of its origin: three times those of its forward passes."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
-        passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) if uniform else 1) + (self.flag("ar_weight", 0) > 0)
+        told = 1 / 3 * (self.flag("n_unroll", 2) == 1 and self.flag("self_condition", 0) > 0)  # a pass without a gradient
+        passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) + told if uniform else 1) + (self.flag("ar_weight", 0) > 0)
         forward = flops(self.shape, self.flag("input_len"), passes * self.flag("target_len"))
         return 3 * forward * self.flag("batch_size") * self.flag("steps")
 

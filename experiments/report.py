@@ -29,8 +29,8 @@ def collect(cells, results):
                             metric="bits per byte" if "per_byte" in results[0] else next(iter(results[0]["scores"])),
                             tflop=fmean(known["work"] for known in seeds.values()) / 1e12,
                             training_seconds=fmean(known.get("training_seconds", math.nan) for known in seeds.values()),
-                            seconds=fmean(r.get("seconds", math.nan) for r in results),
-                            evaluations=fmean(r.get("evaluations", math.nan) for r in results),
+                            **{key: fmean(r.get(key, math.nan) for r in results)
+                               for key in ("seconds", "evaluations", "early", "tokens_each")},
                             commits=sorted({str(known["commit"]) for known in seeds.values()})))
     return entries
 
@@ -64,6 +64,13 @@ def markdown(entries, reference):
     return [*lines, "", f"{metrics}; seeds: {seeds}; +- is the standard error over them (of a single one over its examples); "
                         f"all answer the same examples. `=`: less than two standard errors of their difference, taken seed by "
                         f"seed, from the row {reference!r}; with 3 seeds chance alone passes two in about one of five."]
+
+
+def costs(entries):
+    """Return the lines of a table of what an answer takes."""
+    lines = ["", "| | | evaluations | tokens each | ended early, % | seconds |", "|---" * 6 + "|"]
+    return [*lines, *("| {row} | {column} | {evaluations:.1f} | {tokens_each:.1f} | {early:.0f} | {seconds:.4f} |".format(**e)
+                      for e in entries)]
 
 
 def show(folder, name, title, lines):
