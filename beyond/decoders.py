@@ -106,7 +106,8 @@ def entropy(process, model, batch, rng, n_steps=48, temperature=0.8, last_temper
         belief = None if absorbs else believe(process, model, logits)
         nats = torch.special.entr(logits.softmax(-1)).sum(-1).masked_fill(fixed, 0.0)    # (B N, T)
         answer = torch.where(fixed, xt, logits.argmax(-1))
-        ends = (nats.mean(dim=1) < SURE) & (answer == before).all(dim=1) if i else done  # (B N,)
+        sure = nats.sum(dim=1) <= SURE * (~fixed).sum(dim=1)                             # (B N,): the mean of what is open
+        ends = sure & (answer == before).all(dim=1) if i else done                       # (B N,)
         guess = torch.where(fixed, xt, rng.categorical(logits, 1.0))
         draft = torch.where(fixed | within(nats, budget), guess, pure_noise(process, x0, frozen, rng))
         full = (draft != process.mask).all(dim=1) if absorbs else ends                   # (B N,): nothing is left to settle

@@ -92,7 +92,7 @@ class Model:
         rng = torch.Generator().manual_seed(seed)
         self.table = (2 * torch.randn(V, V, generator=rng)).requires_grad_()  # row: the token that is read
         self.script, self.limit, self.noisy = script or (lambda y: self.table[y]), limit, None
-        self.encoded, self.fed, self.given, self.attention = [], [], [], []
+        self.encoded, self.fed, self.given, self.attention, self.believed = [], [], [], [], []
         self.embedding = lambda tokens: F.one_hot(tokens, 4).float()
 
     def encode(self, inputs, pad_mask=None, attention="causal"):
@@ -104,6 +104,7 @@ class Model:
         holds(len(self.fed) < self.limit, f"it does not end: the network was called {self.limit} times")
         self.fed.append(y.detach().clone())
         self.attention.append(attention)
+        self.believed.append(belief)
         self.given.append(self.script(y))
         return self.given[-1]
 
@@ -936,6 +937,172 @@ def task_17():
                                                 "number, and not the one of the levels, shared(0)")
     _, _, (total, *_) = run(0.0, token_loss=lambda logits, x0: 7 + 0 * logits.sum(-1))
     number(total, 7, "total with another token_loss", (each.mean(), "token_loss is not used: it stands in for cross_entropy()"))
+
+
+# ---- Sitting 5 ----
+
+def coin(p, token=12, heat=0.5):
+    """Return logits by which, at the temperature `heat`, a token has probability 1 - p and the next id p; p holds places."""
+    p = torch.as_tensor(p)
+    logits = torch.full((*p.shape, V), -40.0)
+    logits[..., token + 1] = 0.0
+    logits[..., token] = heat * (1 / p - 1).log()
+    return logits
+
+
+def task_23():
+    from beyond.decoders import entropy
+    from diffusion import Absorbing, Uniform
+    uniform, absorbing = Uniform(11, inputs_attention="causal"), Absorbing(MASK, inputs_attention="causal")
+    sure, half = 1e-9, dict(temperature=0.5, last_temperature=0.5)  # coin() gives entropies at this temperature
+
+    def run(process, shape, script, **options):
+        """Return the drafts of a model whose logits are script(step, y), and the model. It says 12-15, which are no noise."""
+        model = Model(lambda y: script(len(model.fed) - 1, y).expand(*y.shape, V).clone())
+        batch = batch_of(torch.full(shape, 15))
+        drafts = drafts_of(entropy(process, model, batch, noise(len(batch.targets)), **half | options), shape, None)
+        model.saw(batch, "causal")
+        holds(len(drafts) == len(model.fed) + 1, f"each draft but the first is one call of the network, here are {len(drafts)} "
+                                                 f"drafts and {len(model.fed)} calls")
+        holds(options.get("n_samples", 1) > 1 or all(torch.equal(*pair) for pair in zip(model.fed, drafts)),
+              "each step must read the draft that was yielded before it")
+        return drafts, model
+
+    def settled(draft, process=uniform):
+        """Return which sets of places are settled in the rows of a draft: there is what the model predicts."""
+        found = draft > 11 if process is uniform else draft != MASK
+        return sorted({tuple(row.nonzero()[:, 0].tolist()) for row in found})
+
+    # The temperature, from 2 towards 0.2 in 10 steps: a token of odds exp(1 / temperature). All are settled, none is certain.
+    drafts, _ = run(uniform, (4, 1000), lambda i, y: coin(torch.tensor(-1.0).sigmoid(), heat=1.0), n_steps=10,
+                    temperature=2.0, last_temperature=0.2, budget=1e9)
+    holds(drafts[0].max() < 11, "the first draft must be pure noise, t = 1: every token replaced")
+    holds(len(drafts) > 2, "it ended after one step: no step before it has told an argmax")
+    holds((drafts[1] != 12).any(), "tokens are not drawn: use rng.categorical() of the tempered logits")
+    holds(not torch.equal(drafts[1], drafts[2]), "a settled token stays: with uniform noise it is judged again in each step")
+    holds(len(drafts) == 11, f"10 steps of a model that is never sure ended after {len(drafts) - 1}: that its argmax stays is "
+                             "not enough, its mean entropy must be below SURE, too")
+    shares = [float((draft == 12).double().mean()) for draft in drafts[1:]]
+    holds(shares[0] < shares[8] + 0.05, "the temperature rises: it falls from `temperature`, in the first step, towards "
+                                        "last_temperature")
+    holds(shares[0] < shares[8] - 0.05, "the temperature of the draws does not fall from step to step")
+    for i, share in enumerate(shares[:9]):
+        heat = 0.2 + 1.8 * (1 - i / 10)
+        right = float(torch.tensor(1 / heat).sigmoid())
+        holds(abs(share - right) < 0.03, f"from 2 to 0.2 in 10 steps the temperature of step {i}, the first being 0, is "
+              f"{heat:.3g}: a token of odds exp(1 / {heat:.3g}) comes {right:.2f} of the time, here {share:.2f}")
+
+    # Uniform noise: what is settled, and what becomes of the rest. The entropies are 0.031, 0.037, 0.042, 0.047, 0.61 ...
+    odds = torch.tensor([0.005, 0.006, 0.007, 0.008, 0.3, 0.35, 0.4, 0.45])
+    turning = lambda i, y: coin(odds.flip(0) if i % 2 else odds)  # which places are certain changes from step to step
+    drafts, _ = run(uniform, (40, 8), turning, n_steps=5)
+    noised, first = drafts[:2]
+    holds(not torch.equal(first[:, 4:], noised[:, 4:]),
+          "what is not settled keeps the noise of the step before: uniform noise is drawn anew")
+    holds((first[:, 4:] < 11).any(), "what is not settled stays as the model drew it: make it noise again")
+    holds(settled(first) != [(0, 1, 2, 3)], "each entropy by itself is held against the budget: within() adds them up, and "
+                                            "leaves the rest")
+    holds(settled(first) != [(0,)], "the entropies are of the logits before they were divided by the temperature")
+    holds(settled(first) == [(0, 1, 2)], f"the first step settled the places {settled(first)[0]}, by within() of the entropies "
+                                         "of the tempered logits they are 0, 1, 2 in every row")
+    holds(len(drafts) == 6, f"5 steps of a model that is never sure ended after {len(drafts) - 1}")
+    holds(not (drafts[2][:, :3] > 11).all(), "a settled token stays: with uniform noise it is judged again in each step")
+    holds(settled(drafts[2]) == [(5, 6, 7)], f"the second step settled the places {settled(drafts[2])[0]}, it should be "
+                                             "5, 6, 7")
+    holds((drafts[-1] > 11).all(), "the last draft holds noise: the answer of the last step is the argmax, at all places")
+    holds((drafts[-1] == 12).all(), "the answer of the last step must be the argmax, not what was drawn")
+    again, _ = run(uniform, (40, 8), turning, n_steps=5)
+    holds(all(torch.equal(*pair) for pair in zip(drafts, again)), "the same rng gives other drafts: draw from rng, not torch")
+    drafts, _ = run(uniform, (2, 6), lambda i, y: coin(torch.full((6,), 0.3)), n_steps=4, temperature=0, last_temperature=0)
+    holds(all((draft == 12).all() for draft in drafts[1:]), "at temperature 0 all is the argmax: divide by 1e-6, not by 0")
+
+    # How a sample ends. On 400 places the entropies, 0.0035 each, are below SURE, and all together far above the budget.
+    for process in (uniform, absorbing):
+        drafts, _ = run(process, (2, 400), lambda i, y: coin(torch.full((400,), 4e-4)), n_steps=6)
+        holds(len(drafts) == 3, f"{process.name}: a model that is sure and always says the same took {len(drafts) - 1} steps, "
+              "it should be 2: a sample ends when its argmax is the argmax of the step before (not the draft) and its mean "
+              "entropy is below SURE, and all is done when all samples have ended")
+        holds((drafts[-1] == 12).all(), f"{process.name}: a sample that ends holds the draft: its answer is the argmax, at all "
+                                        "places")
+    one = torch.tensor([0.0025] + 5 * [sure])  # entropies: 0.017, then 0; their mean is 0.003
+
+    def rows(i, y):  # those that should have ended say 14 from then on
+        doubt, certain = torch.full((6,), 0.3), torch.full((6,), sure)
+        return torch.stack((coin(certain, 14 if i > 1 else 12), coin(certain, 14 if i % 2 else 12), coin(doubt),
+                            coin(certain if i > 2 else doubt, 14 if i > 3 else 12), coin(one, 14 if i > 1 else 12)))
+    drafts, _ = run(uniform, (5, 6), rows, n_steps=7)
+    holds(len(drafts) == 8, f"of 5 samples some end early and one not at all: 7 steps, here are {len(drafts) - 1}")
+    holds([int(draft[1, 0]) for draft in drafts[1:]] == [12, 14, 12, 14, 12, 14, 12],
+          "a sample ended while its argmax still changed: to be sure is not enough, it must be that of the step before")
+    holds((drafts[-2][2] < 11).any(), "a sample ended that was not sure: other samples must not end it")
+    last = drafts[-1]
+    holds((last[0] == 12).all(), "a sample that has ended goes on changing while others are not done: it keeps its answer")
+    holds((last[3] == 12).all(), "a sample that became sure in its fourth step should have ended there: its argmax was that of "
+                                 "the step before, whatever its draft held")
+    holds((last[4] == 12).all(), "a sample did not end whose MEAN entropy, by the tempered logits, was below SURE")
+
+    # Absorbing noise: what is settled stays, and is no longer counted. The model says 14 from its second step on.
+    def unmask(i, y):
+        odds = ([0.005, 0.006, 0.007, 0.008, 0.3, 0.35], [0.012] * 3 + [0.015, 0.018, 0.35], [0.35] * 6)[min(i, 2)]
+        logits = coin(torch.tensor(odds), 14 if i else 12)
+        logits[:, MASK] = 20.0
+        return logits
+    drafts, _ = run(absorbing, (4, 6), unmask, n_steps=8)
+    revealed = [settled(draft, absorbing) for draft in drafts]
+    holds(revealed[0] == [()], "the first draft is all MASK")
+    holds((drafts[1] != MASK).any(), "MASK is predicted: it is never x0; call process.predict()")
+    holds(revealed[1] == [(0, 1, 2)], f"the first step revealed the places {revealed[1][0]}, it should be 0, 1, 2; the rest "
+                                      "is MASK again")
+    holds(torch.equal(drafts[2][:, :3], drafts[1][:, :3]), "a settled token changed: with absorbing noise it stays")
+    holds(revealed[2] != [(0, 1, 2)], "settled tokens use up the budget of the next step: their entropy is 0")
+    holds(revealed[2] == [(0, 1, 2, 3, 4)], f"after the second step the places {revealed[2][0]} are revealed, it should be "
+                                            "0, 1, 2, 3, 4")
+    holds(len(drafts) == 4, f"all was revealed in 3 steps, and {len(drafts) - 1} were made: where nothing is masked a "
+                            "sample ends")
+    drafts, _ = run(absorbing, (4, 6), lambda i, y: coin(torch.full((6,), 0.4)), n_steps=2)
+    holds((drafts[-1] != MASK).all(), "MASK is left in the last draft: the answer of the last step is the argmax")
+    holds((drafts[-1][drafts[1] == MASK] == 12).all(), "the answer of the last step must be the argmax, not what was drawn")
+
+    frozen = torch.arange(6).expand(3, 6) < 3
+    for process in (uniform, absorbing):
+        drafts, _ = run(process, (3, 6), lambda i, y: coin([0.012] * 3 + [0.015, 0.018, 0.35]), n_steps=3, frozen=frozen)
+        holds(all((draft[frozen] == 15).all() for draft in drafts),
+              "a frozen token changed: it stays in every draft, the first one included")
+        holds((drafts[-1][~frozen] != 15).all(), "what is not frozen must be written")
+        holds(settled(drafts[1][:, 3:], process) == [(0, 1)], "frozen tokens use up the budget: their entropy is 0")
+
+    # Self-conditioning: a belief is the softmax here, so that it tells of which logits it was made.
+    model, batch = Model(lambda y: model.table.detach()[y].clone()), batch_of(torch.full((2, 4), 15))
+    model.believe = lambda logits: logits.softmax(-1)
+    list(entropy(Uniform(11, self_condition=0.5), model, batch, noise(2), n_steps=3, temperature=2.0, last_temperature=0.5))
+    told = model.believed
+    holds(told[0] is None or not told[0].any(), "in the first step there is no belief yet")
+    for i, belief in enumerate(told[1:]):
+        logits = model.table.detach()[model.fed[i]]
+        holds(belief is not None, "no belief is handed on: give what believe() returns to the next step's denoise()")
+        holds(not is_close(belief, logits.softmax(-1)), "the belief is of the logits before they were divided by the "
+                                                        "temperature")
+        holds(is_close(belief, (logits / (0.5 + 1.5 * (1 - i / 3))).softmax(-1)),
+              "the belief must be what believe() makes of the tempered logits of the step before")
+
+    # The best of two samples: rows 0, 3 and 5.
+    good, word = torch.tensor([1, 0, 0, 1, 0, 1]).bool()[:, None, None], F.one_hot(torch.arange(6) + 1, V).float()[:, None]
+    late = lambda i, y: word * torch.where(good, 1.0 + 3 * (i == 2), 4.0 - 3 * (i == 2))  # which is surer in the last step
+    early = lambda i, y: torch.where(good, 20.0 * word * (i < 2), 4 * word)  # which is sure at first and ends
+
+    def hidden(i, y):  # which is sure while the first two places are revealed; it echoes what it reads
+        masked = 12 * F.one_hot(torch.tensor(5 + i % 2), V) * (good == (i < 2))
+        return torch.where((y == MASK)[..., None], masked, 12 * F.one_hot(y, V)).float()
+    for process, width, script, n_steps, why in (
+            (uniform, 4, late, 3, "with uniform noise the score is the cross-entropy of the answer in the step that wrote it"),
+            (uniform, 4, early, 4, "the score of a sample that has ended no longer changes"),
+            (absorbing, 3, hidden, 6, "with absorbing noise each token is scored in the step that settled it")):
+        drafts, model = run(process, (3, width), script, n_steps=n_steps, n_samples=2, budget=0.0)
+        holds(len(model.fed[0]) == 6, "with n_samples=2 both samples of an input are decoded in one call: 2 B rows")
+        holds(all(torch.equal(draft, fed[[0, 3, 5]]) for draft, fed in zip(drafts, model.fed)),
+              f"another sample than the best was kept: {why}, and the lowest is the best")
+    end = returned(entropy(uniform, Model(), batch, noise(2), n_steps=2))
+    holds(isinstance(end, tuple), "it must return what best_of() returns: end with return (yield from best_of(...))")
 
 
 CHECKS = {name.removeprefix("task_"): check for name, check in list(globals().items()) if name.startswith("task_")}

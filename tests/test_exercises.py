@@ -162,6 +162,41 @@ WRONG = {
             "the second pass still reads x_hat = 0"),
            ("self.corrupt(self.vectors(model, batch.targets), t, rng)", "self.vectors(model, batch.targets)", "are not noised"),
            (MEAN, f"{MEAN} / t", "it is weighted by 1 / t")],
+    "23": [("* (1 - i / n_steps)", "* 1", "the temperature of the draws does not fall"),
+           ("(1 - i / n_steps)", "(i / n_steps)", "the temperature rises"),
+           ("last_temperature + (temperature - last_temperature)", "temperature", "the temperature of step"),
+           ("i / n_steps)", "i / max(1, n_steps - 1))", "the temperature of step"),
+           ("entr(logits.", "entr((logits * heat).", "of the logits before they were divided by the temperature"),
+           ("within(nats, budget)", "(nats <= budget)", "each entropy by itself is held against the budget"),
+           ("guess, pure_noise(process, x0, frozen, rng))", "guess, xt)", "keeps the noise of the step before"),
+           ("guess, pure_noise(process, x0, frozen, rng))", "guess, guess)", "stays as the model drew it"),
+           ("= frozen | (xt != process.mask) if absorbs else frozen ",
+            "= frozen | (xt != process.mask) if absorbs else frozen | (xt == guess) if i else frozen ",
+            "with uniform noise it is judged again"),
+           ("frozen | (xt != process.mask) if absorbs else frozen", "frozen", "with absorbing noise it stays"),
+           (".masked_fill(fixed, 0.0)", "", "use up the budget"),
+           ("rng.categorical(logits, 1.0)", "logits.argmax(-1)", "tokens are not drawn"),
+           ("rng.categorical(logits, 1.0)", "rng.categorical(logits * heat, 1.0)", "of the draws does not fall"),
+           ("[:, None], answer, draft)", "[:, None], draft, draft)", "the last draft holds noise"),
+           ("[:, None], answer, draft)", "[:, None], guess, draft)", "must be the argmax, not what was drawn"),
+           ("(ends | (i + 1 == n_steps) & ~full)", "((i + 1 == n_steps) & ~full)", "a sample that ends holds the draft"),
+           (" & (answer == before).all(dim=1)", "", "a sample ended while its argmax still changed"),
+           ("(answer == before)", "(answer == xt)", "the argmax of the step before (not the draft)"),
+           ("sure & ", "", "its mean entropy must be below SURE, too"),
+           ("nats.sum(dim=1) <= SURE * (~fixed).sum(dim=1)", "nats.amax(dim=1) < SURE", "whose MEAN entropy"),
+           ("torch.where(done[:, None], xt, draft)", "draft", "goes on changing while others are not done"),
+           ("if done.all():", "if done.any():", "of 5 samples some end early and one not at all"),
+           (".all(dim=1) if absorbs else ends", ".all(dim=1) & ends if absorbs else ends",
+            "where nothing is masked a sample ends"),
+           ("process.predict(", "denoise(process, ", "MASK is predicted"),
+           ("n_samples, frozen)", "n_samples, None)", "a frozen token changed"),
+           ("believe(process, model, logits)", "None", "no belief is handed on"),
+           ("believe(process, model, logits)", "believe(process, model, logits * heat)", "the belief is of the logits before"),
+           ("done[:, None] | fixed, score", "fixed, score", "a sample that has ended no longer changes"),
+           ("done[:, None] | fixed, score", "done[:, None], score", "in the step that settled it"),
+           ("score.mean(dim=1), n_", "-score.mean(dim=1), n_", "the lowest is the best"),
+           ("max(heat, 1e-6)", "heat", "divide by 1e-6, not by 0"),
+           ("return (yield from best_of(", "yield from (best_of(", "must return what best_of() returns")],
 }
 # Task -> other right answers.
 RIGHT = {
@@ -186,6 +221,10 @@ RIGHT = {
     "16": [("(self.sigma_min * (self.sigma_max / self.sigma_min) ** t)",
             "((1 - t) * torch.tensor(self.sigma_min).log() + t * torch.tensor(self.sigma_max).log()).exp()")],
     "17": [("rng.stratified()", "rng.uniform()")],
+    "23": [("torch.special.entr(logits.softmax(-1)).sum(-1)", "torch.distributions.Categorical(logits=logits).entropy()"),
+           ("guess = torch.where(fixed, xt, rng.categorical(logits, 1.0))",
+            "rng.uniform(7)  # another order of the draws\n        heat = max(heat, 1e-6)\n"
+            "        guess = torch.where(fixed, xt, rng.categorical(logits * heat, heat))")],
 }
 
 
@@ -227,7 +266,7 @@ def test_there_are_tasks_with_their_checks_and_questions_with_an_answer():
     assert len(FUNCTIONS) >= 16 and len(TASKS) - len(FUNCTIONS) == 5
     assert all(len(wrong) >= 2 for wrong in WRONG.values()) and all(task["hint"] and task["title"] for task in TASKS.values())
     page = (ROOT / "docs" / "exercises.md").read_text(encoding="utf-8")
-    assert len(re.findall(r"^## Sitting \d: ", page, re.MULTILINE)) == 4
+    assert len(re.findall(r"^## Sitting \d: ", page, re.MULTILINE)) == 5
     assert all("```sh" in task["text"] for task in TASKS.values() if not task["file"])
 
 
