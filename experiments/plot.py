@@ -1,7 +1,7 @@
 """Learning curves of one or more runs, from their metrics.jsonl, on the terminal and as a picture.
 
     python experiments/plot.py out/ar2diff_code,out/diff_code
-    python experiments/plot.py out/ar,out/diff --key=loss --split=train --out=curves.png
+    python experiments/plot.py out/ar,out/diff --out=curves.png
 """
 import sys
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pathlib import Path
 
 if __name__ == "__main__":  # a script finds only modules of its own folder
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from engine.cli import check, one_of, parse, run
+from engine.cli import check, parse, run
 from engine.files import NUMBER, check_new
 from engine.run_log import read_log
 
@@ -19,19 +19,16 @@ MARKS = "ox+*#@%&"
 @dataclass
 class Config:
     runs: str  # positional: out_dirs, with commas between them
-    key: str = "auto"  # loss, first_pass, norm, lr or seconds_per_step; auto: first_pass where there is one, else loss
-    split: str = "valid"  # valid or train
     out: str | None = None  # file for the picture: .png, .svg or .pdf
 
 
-def curve(folder, key="auto", split="valid"):
-    """Return [(step, value)] of a run; lines that are damaged are left out. Raises UserError."""
+def curve(folder):
+    """Return [(step, validation loss)] of a run, of the first pass where there are two; damaged lines are left out."""
     path, (_, fits) = Path(folder) / "metrics.jsonl", NUMBER
     check(path.is_file(), f"cannot read {path}; name the out_dir of a run")
-    rows = [row for row in read_log(path) if row.get("split", "train") == split]
-    key = ("first_pass" if rows and "first_pass" in rows[0] else "loss") if key == "auto" else key
-    points = [(row["step"], row[key]) for row in rows if fits(row.get(key))]
-    check(points, f"{path} holds no {key} of split {split}; try the other --split or --key")
+    rows = [row for row in read_log(path) if row.get("split") == "valid"]
+    points = [(row["step"], loss) for row in rows if fits(loss := row.get("first_pass", row.get("loss")))]
+    check(points, f"{path} holds no validation loss")
     return points
 
 
@@ -68,17 +65,15 @@ def picture(curves, path, xlabel="step", ylabel="", **axes):
 
 def main(argv=None):
     config = parse(Config, argv)
-    one_of("split", config.split, ("valid", "train"))
-    one_of("key", config.key, ("auto", "loss", "first_pass", "norm", "lr", "seconds_per_step"))
     folders = config.runs.split(",")
     check(len(set(folders)) == len(folders) <= len(MARKS), f"name at most {len(MARKS)} runs, each once")
-    curves = {folder: curve(folder, config.key, config.split) for folder in folders}
+    curves = {folder: curve(folder) for folder in folders}
     check(config.out is None or Path(config.out).suffix in (".png", ".svg", ".pdf"),
           f"--out={config.out} must end in .png, .svg or .pdf")
     check_new(config.out, "out")
     print("\n".join(terminal(curves)))
     if config.out:
-        picture(curves, config.out, ylabel=f"{config.split} {config.key}")
+        picture(curves, config.out, ylabel="validation loss")
 
 
 if __name__ == "__main__":
