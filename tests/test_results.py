@@ -432,8 +432,8 @@ def test_plot_refuses_what_it_cannot_draw(flags, message, ar_run):
         plot.main([flag.format(run=ar_run.folder) for flag in flags])
 
 
-@pytest.mark.parametrize("line", ["5", "{}", "nonsense", *('{"split": "valid", "step": 1, "loss": %s}' % x
-                                                           for x in ("null", "NaN", '"x"'))])
+@pytest.mark.parametrize("line", ["5", "{}", "nonsense", *(
+    '{"split": "valid", "step": 1, "loss": ' + x for x in ("null}", "NaN}", '"x"}'))])
 def test_a_plot_of_a_damaged_log_is_one_line(line, tmp_path):
     (tmp_path / "metrics.jsonl").write_text(line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match="metrics.jsonl holds no validation loss"):
