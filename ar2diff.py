@@ -25,8 +25,8 @@ def transfer(checkpoint, process, seed=0):
     """Return (diffusion checkpoint, report): the AR checkpoint's tensors under a diffusion process.
 
     report: one (name, shape, number of values, "copied" or "new") per tensor. New ones are what embedding diffusion (Gaussian)
-    needs beside the AR weights, drawn from `seed`; other processes need none. Raises UserError if `checkpoint` is not
-    autoregressive, lacks a tensor or has one too many, or if its logits under the causal pattern are not bit-identical.
+    or self-conditioning needs beside the AR weights, drawn from `seed`; all else needs none. Raises UserError if `checkpoint`
+    is not autoregressive, lacks a tensor or has one too many, or if its logits under the causal pattern are not bit-identical.
     """
     source = checkpoint["process"]["name"]
     check(source == "ar", f"this is a {source!r} checkpoint; only autoregressive ones are converted")

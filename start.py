@@ -185,9 +185,9 @@ def choose_process(config, tokenizer, origin):
         check(low <= value <= high, f"--{option}={value} must lie between {low} and {high}")
     new, old = options.get("vector_width"), inherited.get("vector_width")
     check(old is None or new == old, f"--vector_width={new} differs from the checkpoint's, {old}")
-    new, old = options.get("self_condition"), inherited.get("self_condition")
-    check(is_ar or origin is None or bool(new) == bool(old), f"--self_condition={new}, but the checkpoint "
-          f"{'has' if old else 'lacks'} the tensors of self-conditioning; start from an autoregressive one")
+    needs, has = additions(process)["self_condition"], origin is not None and origin["shape"]["self_condition"]
+    check(is_ar or origin is None or needs == has, f"--self_condition={options.get('self_condition')}, but the checkpoint "
+          f"{'has' if has else 'lacks'} the tensors of self-conditioning; start from an autoregressive one")
     return process, ar
 
 

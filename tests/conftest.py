@@ -118,14 +118,22 @@ def width_of(process):
     return getattr(process, "vector_width", 0)
 
 
-def tiny_model(seed=0, vector_width=0, vocab_size=V):
+def additions_of(process):
+    """Return what a model for this process must have beside that of others, as arguments of tiny_model()."""
+    return dict(vector_width=width_of(process), self_condition=process.name == "uniform" and process.self_condition > 0)
+
+
+def tiny_model(seed=0, vector_width=0, vocab_size=V, self_condition=False):
     torch.manual_seed(seed)
-    model = Transformer(vocab_size, n_layer=2, width=16, n_head=2, vector_width=vector_width).eval()
+    model = Transformer(vocab_size, n_layer=2, width=16, n_head=2, vector_width=vector_width,
+                        self_condition=self_condition).eval()
     torch.nn.init.normal_(model.embedding.weight, std=0.05)  # logits far from zero: likely and unlikely tokens
     with torch.no_grad():
         for block in model.blocks:  # and more than an echo of the token that is fed
             block.attention_out.weight *= 20
             block.mlp_out.weight *= 10
+    if self_condition:
+        torch.nn.init.normal_(model.self_conditioning.out.weight)  # trained: what it is told matters
     return model
 
 
@@ -165,10 +173,11 @@ class Vectors:
 
 
 class Scripted:
-    """A model without weights: logits(y) -> (B, T, V). It keeps what it was given and what it gave."""
+    """A model without weights: logits(y) -> (B, T, V). It keeps what it was given, told and gave; the embedding of token i is
+    the i-th unit vector, so that a belief is the probabilities themselves."""
 
     def __init__(self, logits):
-        self.script, self.encoded, self.fed, self.given = logits, [], [], []
+        self.script, self.encoded, self.fed, self.told, self.given = logits, [], [], [], []
         self.noisy = Vectors()
 
     def encode(self, inputs, pad_mask=None, attention="causal"):
@@ -182,8 +191,12 @@ class Scripted:
         assert context is self and attention == "bidirectional" and not extend
         assert y.dtype == torch.int64 or y.is_floating_point()  # tokens, or vectors
         self.fed.append(y.detach().clone())
+        self.told.append(None if belief is None else belief.clone())
         self.given.append(self.script(y))
         return self.given[-1]
+
+    def believe(self, logits):
+        return logits.detach().softmax(-1)
 
 
 class Spy(Scripted):
@@ -198,8 +211,11 @@ class Spy(Scripted):
         return self.model.encode(inputs, pad_mask, attention)
 
     def decode(self, y, context, attention, extend=False, belief=None):
-        self.script = lambda y: self.model.decode(y, context, attention)
-        return super().decode(y, self, attention, extend)
+        self.script = lambda y: self.model.decode(y, context, attention, belief=belief)
+        return super().decode(y, self, attention, extend, belief)
+
+    def believe(self, logits):
+        return self.model.believe(logits)
 
 
 def oracle(x0):

@@ -12,7 +12,7 @@ import sample
 from autoregressive import Autoregressive, best_of, cross_entropy
 from beyond.decoders import DECODERS
 from beyond.likelihood import BOUNDS, bound_of
-from conftest import EOS, MASK, PAD, T, V, Vectors, ragged_batch, row, tiny_model, train_noise
+from conftest import EOS, MASK, PAD, T, V, Vectors, additions_of, ragged_batch, row, tiny_model, train_noise
 from data.dataset import Batch
 from diffusion import PROCESSES, Absorbing, Gaussian, Uniform, begin, denoise, pure_noise
 from engine import cli
@@ -22,7 +22,7 @@ from pretrained.loading import new_process
 TEXTS = torch.tensor([[*range(n), *[EOS] * (n < T), *[PAD] * (T - n - 1)] for n in range(1, T + 1)])  # as AR writes them
 TOKENIZER = SimpleNamespace(n_noise=11, mask=MASK)  # the ids of conftest.py
 NOT_FLAGS = ("frozen", "prefix")  # of a decoder, but what a text asks for
-VALUES = dict(threshold=0.3, block_len=4, top_k=3)
+VALUES = dict(threshold=0.3, block_len=4, top_k=3, budget=4.0, last_temperature=1.5)
 takes = lambda decoder: inspect.signature(decoder).parameters
 # (process, decoder, options): each decoder as it is, and with each of its options that changes what it does
 WAYS = [(name, decoder, options) for name, decoders in DECODERS.items() for decoder, function in decoders.items()
@@ -38,7 +38,7 @@ def new(name):
 
 
 def model_for(process):
-    return tiny_model(vector_width=getattr(process, "vector_width", 0))
+    return tiny_model(**additions_of(process))
 
 
 def patterns():
@@ -207,8 +207,9 @@ def test_the_loss_teaches_every_weight_and_an_oracle_has_nothing_to_learn(name):
 
 
 @pytest.mark.parametrize("process", [*map(new, ("ar", *PROCESSES)), Uniform(11, unroll_temperature=1.0),
-                                     Absorbing(MASK, weighted=False), Gaussian(V, self_condition=0.0),
-                                     Gaussian(V, self_condition=1.0)], ids=str)
+                                     Uniform(11, self_condition=0.5), Uniform(11, 1, self_condition=0.5),
+                                     Uniform(11, unroll_temperature=1.0, self_condition=0.5), Absorbing(MASK, weighted=False),
+                                     Gaussian(V, self_condition=0.0), Gaussian(V, self_condition=1.0)], ids=str)
 def test_micro_batches_see_the_same_noise_and_average_to_the_gradient_of_the_batch(process):
     """1 x 8, 2 x 4 and 8 x 1: ragged inputs, and all draws of a loss included."""
     model, batch, results = model_for(process), ragged_batch((4, 2, 0, 3, 1, 4, 4, 2)), []

@@ -532,6 +532,60 @@ def test_the_other_decoders_do_not_draw_from_the_joint_however_many_steps_they_t
             assert distance(drawn, toy.p) > 0.15, (decoder, n_steps)
 
 
+def settling_law(process, toy, model, budget):
+    """Return the distribution (N,) of what `entropy` draws from masked noise, state by state: within a step the tokens that it
+    settles are independent. Samples that end because they are sure are not covered; no state of the toys is so certain."""
+    masked, weights = tuple([toy.V] * toy.L), toy.V ** torch.arange(toy.L - 1, -1, -1)
+    p, law = {masked: 1.0}, torch.zeros(len(toy.S), dtype=torch.float64)
+    for n_masked in range(toy.L, 0, -1):  # a step leads to a state with fewer masks
+        for state in [state for state in p if state.count(toy.V) == n_masked]:
+            d = model.predict(torch.tensor([state]))[0, :, :toy.V].exp()                 # (L, V)
+            nats, settled, spent = -(d * d.log()).nan_to_num().sum(-1), [], 0.0
+            for i in sorted((i for i in range(toy.L) if state[i] == toy.V), key=lambda i: nats[i]):
+                settled += [i] if spent <= budget else []
+                spent += nats[i]
+            for tokens in itertools.product(range(toy.V), repeat=len(settled)):
+                after, chance = list(state), p[state]
+                for i, token in zip(settled, tokens):
+                    after[i], chance = token, chance * float(d[i, token])
+                p[tuple(after)] = p.get(tuple(after), 0.0) + chance
+    for state in (state for state in p if toy.V not in state):
+        law[(torch.tensor(state) * weights).sum()] = p[state]
+    return law
+
+
+@pytest.mark.parametrize("V, L, curve", [(4, 2, (0.316, 0.000, 0.000, 0.000)), (3, 3, (0.291, 0.137, 0.000, 0.000))])
+def test_entropy_draws_from_the_joint_from_masked_noise_when_its_budget_is_small_and_not_when_it_is_large(V, L, curve):
+    """Total variation at budgets 10, 1, 0.5, 0, exact; what is drawn has this law within the noise of 40,000 draws (0.009).
+    At 10 nats all is settled at once, as by one step of the ancestral sampler; at 0 one token a step, the surest first."""
+    toy, process = Toy(V, L), Absorbing(V)
+    model = Ideal(process, toy)
+    for budget, expected in zip((10.0, 1.0, 0.5, 0.0), curve):
+        p = settling_law(process, toy, model, budget)
+        assert abs(distance(p, toy.p) - expected) < 0.001
+        for n_steps in (L, 8):  # just enough, so that what the last one settles is drawn too; and more
+            drawn = sample(process, toy, model, n_steps, 40_000, decoder="entropy", last_temperature=1.0, budget=budget)
+            assert distance(drawn, p) < 1.6 * noise_of(p, 40_000), (budget, n_steps)
+    assert abs(curve[0] - distance(law(process, toy, model, even(1)), toy.p)) < 0.001
+
+
+@pytest.mark.parametrize("V, L", [(4, 2), (3, 3)])
+def test_from_uniform_noise_entropy_draws_from_the_joint_at_no_budget(V, L):
+    """Total variation at budgets 10, 1, 0.1, 0; 10,000 draws from the joint have 0.02. A limit of the decoder, not a fault of
+    this code: what is not settled is noise again, what is settled is judged again, so nothing that was decided is kept.
+
+                 8 steps, untold t             48 steps                  8 steps, told t (which no network is)
+    V=4, L=2     0.34  0.34  0.30  0.30        0.35  0.35  0.31  0.31    0.24  0.22  0.40  0.40
+    V=3, L=3     0.20  0.25  0.25  0.25        0.21  0.27  0.24  0.24    0.16  0.16  0.31  0.31
+    """
+    toy, process = Toy(V, L), Uniform(V)
+    for blind, n_steps in ((True, 8), (True, 24), (False, 8)):
+        for budget in (10.0, 1.0, 0.1, 0.0):
+            model = Ideal(process, toy, blind=blind)
+            drawn = sample(process, toy, model, n_steps, 4_000, decoder="entropy", last_temperature=1.0, budget=budget)
+            assert distance(drawn, toy.p) > 0.13 > 4 * noise_of(toy.p, 4_000), (blind, n_steps, budget)
+
+
 # ---- longer texts ----
 
 class Chain:

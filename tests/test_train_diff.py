@@ -84,7 +84,8 @@ def test_an_option_that_does_not_fit_is_refused_in_one_line_before_anything_is_w
     assert "\n" not in str(caught.value) and not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("flags", [["--process=absorbing"], ["--process=gaussian"], ["--unroll_temperature=1"]])
+@pytest.mark.parametrize("flags", [["--process=absorbing"], ["--process=gaussian"], ["--unroll_temperature=1"],
+                                   ["--self_condition=0.5"], ["--self_condition=0.5", "--n_unroll=1"]])
 def test_every_process_resumes_bit_identically_and_is_fine_tuned(train, tmp_path, monkeypatch, flags):
     flags = [*flags, "--steps=6", "--eval_every=3", "--dropout=0.1"]
     whole, real = train("diff", tmp_path / "whole", *flags), train_loop.learning_rate
