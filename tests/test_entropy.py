@@ -198,7 +198,8 @@ def test_the_kept_sample_has_the_lowest_cross_entropy_of_its_answer_each_token_w
     for k, logits in enumerate(spy.given):
         logits = logits.double() / (0.2 + 0.8 * (1 - k / n_steps))
         same = (logits.argmax(-1) == before).logical_or(frozen).all(1) if k else done
-        now = ~done & same & (entropies(logits).masked_fill(frozen, 0.0).sum(1) <= SURE * (~frozen).sum(1)) | (k + 1 == n_steps) & ~done
+        sure = entropies(logits).masked_fill(frozen, 0.0).sum(1) <= SURE * (~frozen).sum(1)
+        now = ~done & same & sure | (k + 1 == n_steps) & ~done
         done, before, ends = done | now, logits.argmax(-1), ends + [k] * int(now.sum())
         written = drafts[k] != drafts[k + 1] if process is ABSORBING else now[:, None] & ~frozen
         score = torch.where(written, -logits.log_softmax(-1).gather(-1, drafts[k + 1][..., None])[..., 0], score)
