@@ -154,12 +154,9 @@ def prompt_batch(writer, prompt, n_tokens=None):
     ids, n_new = writer.tokenizer.encode(prompt), n_tokens or writer.target_len
     check(len(ids) <= (writer.input_len or math.inf), f"the prompt has {len(ids)} tokens, the model's canvas holds "
                                                       f"{writer.input_len}; shorten it, or train with a larger --input_len")
-    n_positions = writer.model.shape.get("n_positions", math.inf)
-    check(len(ids) + n_new <= n_positions, f"{len(ids)} tokens of prompt and {n_new} to write are more than this model's "
-                                           f"{n_positions} positions")
-    if len(ids) + n_new > writer.learned_len:
-        print(f"note: {len(ids)} tokens of prompt and {n_new} to write are more than the {writer.learned_len} in a row that "
-              f"this model learned; it gets worse behind them", file=sys.stderr)
+    n_columns, n_positions = writer.input_len or len(ids), writer.model.shape.get("n_positions", math.inf)
+    check(n_columns + n_new <= n_positions, f"{n_columns} columns of prompt and {n_new} to write are more than this model's "
+                                            f"{n_positions} positions")
     if writer.input_len:
         return writer, pad_rows([(ids, [])], writer.tokenizer, writer.input_len, writer.target_len)
     empty, given = torch.zeros(1, writer.target_len, dtype=torch.long), torch.tensor([ids], dtype=torch.long)
@@ -173,7 +170,7 @@ def show(tokenizer, ids, before=None):
     """Return a draft on one line, a line end as an arrow; what differs from the draft `before`, if given, is bold."""
     texts = tokenizer.pieces(ids)
     old = texts if before is None else tokenizer.pieces(before)
-    shown = "".join(text if text == was else f"\033[1m{text}\033[0m" for text, was in zip(texts, old))
+    shown = "".join(text if text == was else f"\033[1m{text}\033[0m" for text, was in zip(texts, [*old, *[None] * len(texts)]))
     return shown.replace("\r", "").replace("\n", "↵")
 
 
@@ -203,6 +200,11 @@ def main(argv=None):
         write_trace(config.trace, prompt, [facts, *(trace(*pair, noise, config.beside)[1] for pair in other)])
     else:
         drafts = write(writer, batch, noise_of, config.n_tokens) if config.n_tokens else writer.drafts(batch, noise)
+    for each in [writer, *[pair[0] for pair in other]]:  # last, so that nothing precedes an error
+        n_prompt, n_new = len(each.tokenizer.encode(prompt)), config.n_tokens or each.target_len
+        if n_prompt + n_new > each.learned_len:
+            print(f"note: {n_prompt} tokens of prompt and {n_new} to write are more than the {each.learned_len} in a row that "
+                  f"this model learned; it gets worse behind them", file=sys.stderr)
     if config.show_steps:
         for number, (draft, before) in enumerate(zip(drafts, [drafts[0], *drafts])):  # 0: what it starts from
             print(f"{number:4d}  {show(writer.tokenizer, draft[0], before[0] if sys.stdout.isatty() else None)}")

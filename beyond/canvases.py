@@ -52,7 +52,7 @@ def write(writer, batch, noise_of, n_tokens):
         canvas = replace(writer, model=Reader(model, context)).drafts(batch, noise_of(k))
         drafts += [torch.cat((written, draft.masked_fill(done, pad)), dim=1) for draft in canvas[k > 0:]]
         written = drafts[-1]
-        if (written == eos).any(dim=1).all():
+        if written.size(1) == n_tokens or (written == eos).any(dim=1).all():
             break
         with torch.no_grad(), writer.autocast():
             model.read(canvas[-1], context)

@@ -466,7 +466,7 @@ def test_flags_that_do_not_fit_this_flavour_are_refused_before_anything_is_writt
         for kind in ("ar", "diff"):
             refused(message, train, kind, tmp_path / "x", f"--init_from={small[1]}", SIZE, *flags)
     folder = str(exported(small[2], tmp_path / "in"))
-    refused("3 tokens of prompt and 46 to write are more than this model's 48 positions", sample.main,
+    refused("3 columns of prompt and 46 to write are more than this model's 48 positions", sample.main,
             [folder, "--prompt=abc", "--target_len=46"])
     refused("was trained elsewhere; name the data", eval_script.main, [folder, "--metric=bits"])
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
