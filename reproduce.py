@@ -52,10 +52,7 @@ def show_plan(store, name, cells):
 
 
 def draw(folder, name, entries, cost=None):
-    """Draw scores against what columns count, or against a cost of the entries; a picture for each task.
-
-    Among rows of several points a row of one is left out, but for recipes, which all are compared with AR.
-    """
+    """Draw scores against what columns count, or a cost; a picture for each task. Lone points are left out, but of recipes."""
     pictures, counted = {}, {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
     for e in entries:
         task, _, number = e["column"].rpartition(" ")

@@ -3,9 +3,9 @@
     python train_diff.py --data=text --init_from=out/ar --inputs_attention=causal --n_canvases=4 --out_dir=out/long
     python sample.py out/long --prompt="def main(" --n_tokens=512
 
-Block-autoregressive, as DiffusionGemma writes. What was read is encoded once: the cache is AR decoding's (model.py: read).
-Training shows each canvas behind clean text: data/dataset.py: Canvases.
+Block-autoregressive, as DiffusionGemma writes; the cache is AR decoding's (model.py: read). Training: dataset.py: Canvases.
 """
+import copy
 from dataclasses import replace
 
 import torch
@@ -13,17 +13,11 @@ import torch
 from engine.cli import check
 
 
-class Reader:
-    """A model that has read: its encode() gives what that left in its context, whatever there is to encode."""
-
-    def __init__(self, model, context):
-        self.model, self.context = model, context
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def encode(self, inputs, pad_mask, attention):
-        return self.context.repeat(1)  # a copy: AR decoding appends to it
+def reader(model, context):
+    """Return a model of the same weights that has read: its encode() gives the context, whatever there is to encode."""
+    model = copy.copy(model)
+    model.encode = lambda *_: context.repeat(1)  # a copy: AR decoding appends to it
+    return model
 
 
 def check_canvases(writer, n_tokens):
@@ -42,14 +36,14 @@ def write(writer, batch, noise_of, n_tokens):
 
     A row that has written EOS is finished: what follows is PAD.
     """
-    model, process, batch = writer.model, writer.process, batch.to(writer.device)
-    pad, eos = writer.tokenizer.pad, writer.tokenizer.eos
+    model, process, pad, eos = writer.model, writer.process, writer.tokenizer.pad, writer.tokenizer.eos
+    batch = batch.to(writer.device)
     with torch.no_grad(), writer.autocast():
         context = model.encode(batch.inputs, batch.pad_mask, process.inputs_attention)
     drafts, written = [], batch.targets[:, :0]
     for k in range(n_tokens // writer.target_len):
         done = (written == eos).any(dim=1, keepdim=True)
-        canvas = replace(writer, model=Reader(model, context)).drafts(batch, noise_of(k))
+        canvas = replace(writer, model=reader(model, context)).drafts(batch, noise_of(k))
         drafts += [torch.cat((written, draft.masked_fill(done, pad)), dim=1) for draft in canvas[k > 0:]]
         written = drafts[-1]
         if written.size(1) == n_tokens or (written == eos).any(dim=1).all():

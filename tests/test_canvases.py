@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import sample
 from ar2diff import additions
 from autoregressive import Autoregressive
-from beyond.canvases import Reader, write
+from beyond.canvases import reader, write
 from beyond.decoders import DECODERS
 from conftest import EOS, MASK, PAD, Run, S, T, V, Vectors, ragged_batch, row, targets_only
 from data.dataset import Batch, TaskData, TextData, open_data
@@ -139,11 +139,11 @@ def test_ar_decoding_behind_a_text_that_was_read_equals_teacher_forcing(flavour,
 def test_a_reader_answers_with_what_was_read_and_keeps_it_though_an_answer_grows():
     model, y = random_model(), tokens(3, T, seed=2)
     context = read(model, *padded([S, 2, 0]), [tokens(3, 7, seed=1)])
-    reader, expected = Reader(model, context), model.decode(y, context, "causal")
+    has_read, expected = reader(model, context), model.decode(y, context, "causal")
     for asked in ((tokens(3, S, seed=3), None, "bidirectional"), (tokens(3, 0), None, "causal")):
-        answer = reader.encode(*asked)
-        assert torch.equal(reader.decode(y, answer, "causal", extend=True), expected) and answer.n_targets == T
-    assert context.n_targets == 0 and context.keys[0].size(2) == S + 7 and reader.embedding is model.embedding
+        answer = has_read.encode(*asked)
+        assert torch.equal(has_read.decode(y, answer, "causal", extend=True), expected) and answer.n_targets == T
+    assert context.n_targets == 0 and context.keys[0].size(2) == S + 7 and has_read.embedding is model.embedding
 
 
 # ---- writing, with models ----
@@ -251,7 +251,7 @@ class Author:
     noisy: Vectors = field(default_factory=Vectors)
     heard: list = field(default_factory=list)  # what read() was given
     first: list = field(default_factory=list)  # canvas -> what was fed first
-    n_passes: int = 0
+    passes: list = field(default_factory=list)  # a list, as all above: a shallow copy that reads and writes is the same author
     n_encoded: int = 0
 
     def encode(self, *_):
@@ -263,7 +263,7 @@ class Author:
         context.n_read += text.size(1)
 
     def decode(self, y, context, attention, extend=False, belief=None):
-        self.n_passes += 1
+        self.passes.append(attention)
         if context.n_read == T * len(self.first):
             self.first.append(y.clone())
         wanted = self.texts[:, context.n_read:][:, :T][:, context.n_fed:][:, :y.size(1)]
@@ -294,7 +294,7 @@ def test_behind_eos_is_padding_while_others_go_on_and_writing_stops_when_all_hav
         expected = torch.stack([torch.tensor([*text[:end], *[PAD] * (n * T - end)]) for text, length in zip(texts, lengths)
                                 for end in [min(n, length // T + 1) * T]])
         assert torch.equal(drafts[-1], expected)
-        assert (author.n_encoded, len(author.first)) == (1, n) and len(drafts) - 1 == author.n_passes
+        assert (author.n_encoded, len(author.first)) == (1, n) and len(drafts) - 1 == len(author.passes)
         widths = [draft.size(1) for draft in drafts]
         assert widths == sorted(widths) and sorted({*widths}) == [T * k for k in range(1, n + 1)], "drafts grow"
         for draft in drafts:
