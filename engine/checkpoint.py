@@ -66,7 +66,7 @@ def read_gguf(path):
         reader = GGUFReader(path)
         return {key: field.contents() for key, field in reader.fields.items()}, {x.name: x for x in reader.tensors}
     except Exception as error:  # a damaged file may be anything
-        raise UserError(f"{path} is truncated or no GGUF file, or pip install gguf ({error})") from error
+        raise UserError(f"{path} is truncated or no GGUF file, or pip install gguf: {error}") from error
 
 
 def dequantised(tensor):

@@ -358,7 +358,7 @@ def test_an_unknown_quantisation_and_truncated_files_are_named(tmp_path):
     whole, path = (tmp_path / "x.gguf").read_bytes(), tmp_path / "y.gguf"
     place = whole.index(b"token_embd.weight") + len("token_embd.weight") + 4 + 16
     path.write_bytes(whole[:place] + struct.pack("<I", 99) + whole[place + 4:])
-    refused("y.gguf is truncated or no GGUF file .*99. is not a valid GGMLQuantizationType", load_checkpoint, path)
+    refused("y.gguf is truncated or no GGUF file, .*99. is not a valid GGMLQuantizationType", load_checkpoint, path)
     path.write_bytes(whole[:place] + struct.pack("<I", 24) + whole[place + 4:])
     refused("tensor token_embd.weight is of type I8, which is not known", load_checkpoint, path)
     for n in (0, 3, 30, 1000, len(whole) // 2, len(whole) - 1):
