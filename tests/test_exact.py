@@ -503,6 +503,7 @@ def test_after_every_step_of_the_absorbing_sampler_a_share_s_of_the_tokens_is_ma
     assert not any(((later == 4) & (draft < 4)).any() for draft, later in itertools.pairwise(drafts)), "what is decided stays"
 
 
+@pytest.mark.slow
 def test_the_gaussian_sampler_draws_from_the_joint_in_the_limit_of_many_steps():
     """Total variation, steps 1 to 32: 0.64, 0.23, 0.07, 0.04, 0.02, 0.014, where 80,000 draws from the joint have 0.005.
 

@@ -88,6 +88,7 @@ def test_a_table_is_filled_once_its_stages_are_shared_and_it_can_be_drawn_again(
     assert calls.count("eval.py") == 12 and len(calls) == 2 * (5 + 6 + 6), "all of it again, stages too"
 
 
+@pytest.mark.slow
 def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     monkeypatch.setitem(tables.SCALES, "demo", TINY._replace(seeds=1))
     monkeypatch.setattr(tables, "KNOBS", {"plain": {}, "AR loss": {"ar_weight": 0.5}})
@@ -336,6 +337,7 @@ def test_what_fails_in_a_process_of_its_own_is_told_here(monkeypatch):
         cells.call("train_ar.py", "--data=nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX")
 def test_what_runs_in_a_process_of_its_own_ends_when_it_is_done_though_nobody_waits_any_more(tmp_path):
     (tmp_path / "nap.py").write_text("import os, sys, time\nfrom pathlib import Path\ndef nap(path):\n"

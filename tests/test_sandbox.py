@@ -199,6 +199,7 @@ def test_a_background_child_is_killed_when_its_parent_passes(monkeypatch, folder
     assert not survivors(folder)
 
 
+@pytest.mark.slow
 @linux_only
 @each_mode
 def test_programs_end_even_when_the_process_that_ran_them_is_killed(folder, mode):
