@@ -103,9 +103,9 @@ def test_logits_are_those_of_transformers_in_every_pattern_and_padding(pair, pat
 
 def continuation(c, prompt, n):
     """Return up to n greedy tokens, as sample.py writes them: cached, EOS the last."""
-    model, empty = build_model(c).eval(), torch.zeros(1, n, dtype=torch.long)
+    model, empty, pad = build_model(c).eval(), torch.zeros(1, n, dtype=torch.long), tokenizer_of(c).pad
     *_, draft = process_of(c).generate(model, Batch(empty[:, :0], None, empty), Noise(0, "generate", 0, [0]), prefix=prompt)
-    return [i for i in draft[0].tolist() if i != tokenizer_of(c).pad]
+    return [i for i in draft[0].tolist() if i != pad]
 
 
 def test_greedy_continuations_are_those_of_transformers_before_and_after_export(pair, tmp_path):
