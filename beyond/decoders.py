@@ -93,7 +93,7 @@ def entropy(process, model, batch, rng, n_steps=48, temperature=0.8, last_temper
     """Settle what is nearly independent, and make the rest noise again (EB, arXiv 2505.24857, in DiffusionGemma's form).
 
     Uniform: a settled token is judged again in each step. Absorbing: it stays. A sample ends when its argmax is that of a step
-    ago and its mean entropy is below SURE; the answer is the argmax. Score: its cross-entropy, where written.
+    ago and its mean entropy at most SURE; what is open gets its argmax. Score: the cross-entropy of tokens when written.
     """
     context, rng, x0, frozen = begin(process, model, batch, rng, n_samples, frozen)
     drafts, belief, before, absorbs = [pure_noise(process, x0, frozen, rng)], None, None, process.name == "absorbing"
