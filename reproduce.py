@@ -22,7 +22,7 @@ from experiments.plot import picture
 @dataclass
 class Config:
     scale: str = "demo"  # demo (minutes), cpu (hours of two cores), gpu or paper
-    what: str = "table2"  # table1 to table3, figure3, bits, curves, decoders, infill, knobs, plan, rates, recipes, all; or real
+    what: str = "table2"  # table1-3, figure3, bits, curves, decoders, infill, knobs, plan, rates, recipes, all; real, recipes_real
     dry_run: bool = False  # print what would be run, with FLOPs and minutes, and stop
     refresh: bool = False  # measure again what another version of the code measured
     draw: bool = False  # write tables and pictures from what is known, and run nothing
@@ -33,9 +33,9 @@ class Config:
 def chosen(config):
     """Return the names of the tables. Raises UserError for one that is not there or cannot be run."""
     one_of("scale", config.scale, tables.SCALES)
-    everything = [*(name for name in tables.TABLES if name != "real"), "figure3"]  # real wants a download
-    names = [one_of("what", name, [*everything, "real", "all"]) for name in config.what.split(",")]
-    names = [*everything, *(name for name in names if name == "real")] if "all" in names else names
+    everything = [*(name for name in tables.TABLES if "real" not in name), "figure3"]  # those want downloads
+    names = [one_of("what", name, [*everything, *tables.TABLES, "all"]) for name in config.what.split(",")]
+    names = [*everything, *(name for name in names if "real" in name)] if "all" in names else names
     if "plan" in names and "plan" not in tables.SCALES[config.scale].tasks:
         check("all" in config.what, f"--what=plan: scale {config.scale!r} has no such task; take --scale=cpu")
         names.remove("plan")
@@ -56,12 +56,12 @@ def draw(folder, name, entries, cost=None):
     pictures, counted = {}, {"decoders": "decoding steps", "real": "examples of fine-tuning"}.get(name, "fine-tuning steps")
     for e in entries:
         task, _, number = e["column"].rpartition(" ")
-        if number.isdigit() or cost and name == "recipes":
+        if number.isdigit() or cost and "recipes" in name:
             task, x = task if number.isdigit() else e["column"].split(",")[0], e[cost] if cost else int(number)
             pictures.setdefault((task, e["metric"]), {}).setdefault(e["row"], []).append((x, e["mean"], e["se"]))
     for (task, metric), lines in pictures.items():
         some = max(map(len, lines.values()))
-        lines = {row: sorted(points) for row, points in lines.items() if len(points) > 1 or some == 1 or name == "recipes"}
+        lines = {row: sorted(points) for row, points in lines.items() if len(points) > 1 or some == 1 or "recipes" in name}
         short = f"_{cost.removeprefix('training_')}" if cost else ""
         picture(lines, folder / f"{name}{short}_{task.replace(', ', '_')}.png", (cost or counted).replace("_", " "),
                 f"{metric}, %", title=task, xscale="log")
@@ -97,9 +97,9 @@ def main(argv=None):
         draw(folder, name, entries)
         if name == "real":
             draw(folder, name, [e for e in entries if (e.get("training_seconds") or 0) > 0], "training_seconds")
-        for cost in ("evaluations", "seconds") if name == "recipes" else ():
+        for cost in ("evaluations", "seconds") if "recipes" in name else ():
             draw(folder, name, [e for e in entries if "FLOPs" not in e["row"]], cost)
-        costs = report.costs(entries) if name == "recipes" else []
+        costs = report.costs(entries) if "recipes" in name else []
         report.show(folder, name, function.__doc__, [*report.markdown(entries, reference), *costs])
     if "figure3" in names:
         bench.figure3(folder, lab, config.draw, config.refresh)

@@ -13,7 +13,7 @@ from data import prepare, synthetic
 from data.dataset import find_folder, read_meta
 from engine.cli import check
 from engine.files import content_hash
-from experiments import real
+from experiments import real, recipes
 from experiments.cells import ROOT, Cell, Stage, alone, digest
 
 
@@ -66,7 +66,7 @@ class Lab:
     def prepare(self, names=()):
         """Write the data that can be made here, for those tables. Raises UserError for a folder that cannot."""
         prepared = {task: f"{task} --from_dir=FOLDER" for task, (n, _) in self.scale.tasks.items() if not n}
-        for task, words in (prepared | (real.SOURCES if "real" in names else {})).items():
+        for task, words in (prepared | (real.SOURCES if any("real" in name for name in names) else {})).items():
             check(find_folder(task), f"no data/prepared/{task}; python data/prepare.py {words} makes it")
         with alone(self.folder.with_suffix(".lock")):
             for task, (n, _) in self.scale.tasks.items():
@@ -76,7 +76,7 @@ class Lab:
                 paths = [path for task, (n, _) in self.scale.tasks.items() if n for path in unpaired(task, n, self.folder)]
                 sources = ["stdlib:docs:2", "stdlib:code:2", *(f"{path}:{2 / len(self.scale.tasks)}" for path in paths)]
                 prepare.main(["text", f"--sources={','.join(sources)}", f"--out={self.folder / 'text'}"])
-            if "real" in names:
+            if any("real" in name for name in names):
                 real.write_data(self)
 
     def data(self, name):
@@ -247,37 +247,12 @@ def decoders(lab, seed):
                                n_samples=1)
 
 
-RECIPES = {  # row -> flags of fine-tuning, beside the paper's; docs/paper.md compares the two recipes
-    "the paper's": {}, "one pass": {"n_unroll": 1}, "+ self-conditioning": {"self_condition": 0.5},
-    "+ AR loss": {"ar_weight": 1.0}, "+ causal inputs": {"inputs_attention": "causal"},
-    "+ all three": {"self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"},
-    "DiffusionGemma's": {"n_unroll": 1, "self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"}}
-DECODING = {"10 steps": {"n_samples": 1}, "10 steps x 8": {}, "entropy": {"decoder": "entropy"},
-            "entropy, cool": {"decoder": "entropy", "temperature": 0.4, "last_temperature": 0.2}}
-
-
-def recipes(lab, seed):
-    """The paper's recipe, DiffusionGemma's ingredients alone and together, at equal steps and FLOPs; one answer at a time."""
-    for task in [task for task in ("code", "plan", "qa") if task in lab.scale.tasks] or lab.tasks:
-        steps, more = lab.scale.tasks[task][1], {"batch_size": 16} if task == "plan" else {}
-        ar = None if task == "plan" else lab.pretrain("train_ar.py", seed)  # of path-star graphs no text is known
-        tuned = lab.tune(task, seed, ar, "train_ar.py", steps=steps * (1 if ar else 2), **more)
-        yield lab.cell("AR", task, tuned, f"{task}, greedy", batch_size=1)
-        ar = ar or tuned
-        cost = lab.tune(task, seed, ar, **more).work
-        for row, flags in RECIPES.items():
-            equal = round(steps * cost / lab.tune(task, seed, ar, **more, **flags).work)
-            for name, n in {row: steps, f"{row}, equal FLOPs": equal}.items() if equal != steps else ((row, steps),):
-                stage = lab.tune(task, seed, ar, steps=n, **more, **flags)
-                for decoding, options in DECODING.items():
-                    yield lab.cell(name, task, stage, f"{task}, {decoding}", batch_size=1, **options)
-
-
 TABLES = {  # name -> (cells of a seed, the row that others are compared with)
     "table2": (table2, "Diffusion, equal FLOPs"), "table3": (table3, "10 steps x 8"),
     "table1": (table1, "decoder-only, prefix"), "curves": (curves, "Diffusion, no text"), "rates": (rates, "AR2Diff_0"),
     "knobs": (knobs, "plain"), "plan": (plan, "from scratch"), "infill": (infill, "AR"), "bits": (bits, "AR"),
-    "decoders": (decoders, "uniform, resample"), "recipes": (recipes, "the paper's"), "real": (real.cells, "AR"),
+    "decoders": (decoders, "uniform, resample"), "recipes": (recipes.cells, "the paper's"), "real": (real.cells, "AR"),
+    "recipes_real": (recipes.real_cells, "the paper's"),
 }
 
 
