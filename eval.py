@@ -4,7 +4,6 @@
     python eval.py out/ar_multi30k --data=multi30k --n_examples=200
     python eval.py out/ar2diff --metric=bits                   # likelihood, on text too: its validation part
     python eval.py out/ar2diff_code --middle --allow_code_execution    # a gap in each target, both sides given
-    python eval.py out/seed0,out/seed1 --json=scores.json      # several models, for experiments/compare.py
 
 The gold answers are scored first: where they do not get 100, no model's score means what it says. What is needed to read a
 score, and to get it again, is printed with it. Generated programs are executed only with --allow_code_execution, and only by

@@ -22,7 +22,7 @@ from experiments.plot import picture
 @dataclass
 class Config:
     scale: str = "demo"  # demo (minutes), cpu (hours of two cores), gpu or paper
-    what: str = "table2"  # table1-3, figure3, bits, curves, decoders, infill, knobs, plan, rates, recipes, all; real, recipes_real
+    what: str = "table2"  # table1-3, figure3, bits, curves, decoders, infill, knobs, plan, rates, recipes, all; (recipes_)real
     dry_run: bool = False  # print what would be run, with FLOPs and minutes, and stop
     refresh: bool = False  # measure again what another version of the code measured
     draw: bool = False  # write tables and pictures from what is known, and run nothing

@@ -39,7 +39,6 @@ def reverse(V, x0, xt, t, s, rng):
 
 
 # ---- absorbing; score: mean cross-entropy of the tokens that were revealed, each when it was ----
-
 @torch.no_grad()
 def confidence(process, model, batch, rng, n_steps=32, temperature=0.2, n_samples=8, block_len=0, frozen=None):
     """Reveal the most certain tokens, equally many a step (LLaDA, arXiv 2502.09992).
@@ -81,8 +80,6 @@ def unmask_at_random(process, model, batch, rng, n_steps=32, temperature=0.2, n_
             break
     return (yield from best_of(drafts, score.nanmean(dim=1).nan_to_num(torch.inf), n_samples))
 
-
-# ---- uniform and absorbing ----
 
 SURE = 0.005  # nats a token: a draft that does not change and is so certain is finished
 

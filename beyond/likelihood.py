@@ -20,7 +20,6 @@ T_MIN = 1e-4  # lowest noise level of the bounds; a higher one would make Unifor
 
 
 # ---- bounds: functions (process, model, batch, noise, n_draws) -> (B,) nats ----
-
 def levels(n_draws, rng, low=0.0):
     """Yield n_draws noise levels (B,), stratified: one in each n-th of [low, 1], so that their mean has a small variance."""
     u = rng.uniform()                                                                  # (B,)

@@ -26,7 +26,6 @@ SpanLengths = namedtuple("SpanLengths", "n_noise n_spans n_inputs n_targets")
 
 
 # ---- rows (B, L) -> inputs (B, S), pad_mask (B, S) or None, targets (B, T); L is what row_length() says ----
-
 def prefix(rows, rng, tokenizer, input_len, target_len):
     """Split at column S. Nothing is random; with S = 0 this is the causal objective."""
     return rows[:, :input_len], None, rows[:, input_len:]
@@ -55,8 +54,6 @@ def span(rows, rng, tokenizer, input_len, target_len):
 
 OBJECTIVES = {"prefix": prefix, "span": span, "causal": prefix}
 
-
-# ---- what they need ----
 
 def choose(objective, input_len):
     """Return the name of the objective; of None `prefix`, or `causal` where there are no inputs. Raises UserError."""

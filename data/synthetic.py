@@ -47,7 +47,6 @@ def _shuffled(rng, items):
 
 
 # --- translate: English into a language that puts the adjective after the noun, the verb last and a marker on everything ---
-
 WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))  # English: the other language
 PEOPLE, THINGS = ({(one, many): (word, kind) for one, many, word, kind in WORDS[name]} for name in ("people", "things"))
 ADJECTIVES, WHERE, VERBS = dict(WORDS["adjectives"]), dict(WORDS["where"]), {(now, past): w for now, past, w in WORDS["verbs"]}
@@ -88,7 +87,6 @@ def _translate(seed, split, index, rng):
 
 
 # --- qa: who has what, where things are, when people came; several sentences look alike, one holds the answer ---
-
 NAMES, COLOURS, OBJECTS, PLACES, TIMES = (WORDS[name] for name in ("names", "colours", "objects", "places", "times"))
 KINDS = {"place": ("put", "left"), "has": ("has", "holds"), "time": ("came", "arrived")}  # kind of fact -> its verbs
 
@@ -139,7 +137,6 @@ def _qa(_seed, split, _index, rng):
 
 
 # --- code: filter, then map, then reduce a list; every problem has 6 or 12 equally likely programs ---
-
 FILTERS, MAPS, REDUCTIONS, LISTS = (WORDS[name] for name in ("filters", "maps", "reductions", "lists"))
 VARIABLES = ("n", "x", "i")
 

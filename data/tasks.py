@@ -26,13 +26,10 @@ TASKS = {  # -> meta.json; input_len, target_len: canvas in tokens of `bpe`, EOS
 SPLITS = ("train", "valid", "test")
 LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
 EXAMPLE = {"input": TEXT, "target": TEXT, "setup?": TEXT, "references?": TEXTS, "tests?": TEXTS}
-# Of the original files:
 ARTICLE, PASSAGE = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}
 QUESTION, ANSWER = {"question": TEXT, "answers": LIST}, {"text": TEXT}
 RECORD = {"task_id": integer(), "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 
-
-# ---- reading -----------------------------------------------------------------------------------------------------------
 
 def read_jsonl(path):
     """Read a file of examples as list[dict]: line n is example n. Every mistake is a UserError that names file and line."""
@@ -47,8 +44,6 @@ def read_jsonl(path):
     check(examples, f"{path} is empty; write one object a line, with \"input\" and \"target\"")
     return examples
 
-
-# ---- writing -----------------------------------------------------------------------------------------------------------
 
 def write_task(name, folder, from_dir="", n_train=0, seed=0, langs="en-fr"):
     """Fill an empty folder with a task; return {split: number of examples}. n_train > 0 limits the first, at random."""
@@ -83,8 +78,7 @@ def _sample(examples, n, seed):
     return [example for _, example in sorted(kept, key=lambda pair: pair[0])]
 
 
-# ---- one function per task: original files -> {split: examples} ----------------------------------------------------------
-
+# ---- one function per task: original files -> {split: examples} ----
 def _parallel(task, names, from_dir, langs):
     pair = langs.split("-")
     check(len(pair) == len(set(pair)) == 2, f"langs={langs!r} must name two languages, as in en-fr")

@@ -32,7 +32,6 @@ def as_text(data, where):
 
 
 # ---- what a dict must hold: {key: (what it must be, in words; a test), or such a dict}; key? may be missing ----
-
 TEXT = "a string", lambda x: isinstance(x, str)
 TEXTS = "a list of at least one string", lambda x: isinstance(x, list) and x != [] and all(isinstance(y, str) for y in x)
 OBJECT, LIST = ("an object", lambda x: isinstance(x, dict)), ("a list", lambda x: isinstance(x, list))
@@ -88,8 +87,6 @@ def content_hash(paths):
             found.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
     return found.hexdigest()[:16]
 
-
-# ---- writing ----
 
 @contextmanager
 def replacing(path, mode="w"):

@@ -19,14 +19,11 @@ def compared(lab, name, task, tune, whole=False):
     """Cells of all recipes; tune(**flags) is a fine-tuning. whole: at equal FLOPs, too, and more steps; more ways to decode."""
     steps, work = tune().flag("steps"), tune().work
     for row, flags in RECIPES.items():
-        lengths = {row: steps}
-        if whole:
-            lengths |= {f"{row}, equal FLOPs": round(steps * work / tune(**flags).work)}
-            lengths |= {f"{row}, 4 x steps": 4 * steps} if row == "+ AR loss" else {}
-        for label, n in lengths.items():
-            if label == row or n != steps:
-                for way, options in (MANY if whole and n == steps else FEW).items():
-                    yield lab.cell(label, task, tune(**flags, steps=n), f"{name}, {way}", batch_size=1, **options)
+        equal = round(steps * work / tune(**flags).work)
+        for label, n in ((row, steps), *[(f"{row}, equal FLOPs", equal)] * (whole and equal != steps),
+                         *[(f"{row}, 4 x steps", 4 * steps)] * (whole and row == "+ AR loss")):
+            for way, options in (MANY if whole and n == steps else FEW).items():
+                yield lab.cell(label, task, tune(**flags, steps=n), f"{name}, {way}", batch_size=1, **options)
 
 
 def cells(lab, seed):
@@ -34,20 +31,18 @@ def cells(lab, seed):
     for task in [task for task in ("code", "plan", "qa") if task in lab.scale.tasks] or lab.tasks:
         steps, tune = lab.scale.tasks[task][1], partial(lab.tune, task, seed, **{"batch_size": 16} if task == "plan" else {})
         ar = tune(script="train_ar.py", steps=2 * steps) if task == "plan" else lab.pretrain("train_ar.py", seed)
-        rows = {"AR": ar if task == "plan" else tune(ar, "train_ar.py")}  # of path-star graphs no text is known
+        yield lab.cell("AR", task, ar if task == "plan" else tune(ar, "train_ar.py"), f"{task}, greedy", batch_size=1)
         if task == "code":  # does diffusion come nearer where both learn for longer?
-            rows["AR, 4 x steps"] = tune(ar, "train_ar.py", steps=4 * steps)
-        for row, stage in rows.items():
-            yield lab.cell(row, task, stage, f"{task}, greedy", batch_size=1)
-        yield from compared(lab, task, task, partial(tune, ar), whole=task == "code")
+            yield lab.cell("AR, 4 x steps", task, tune(ar, "train_ar.py", 4 * steps), f"{task}, greedy", batch_size=1)
+        yield from compared(lab, task, task, partial(tune, ar), whole=task == "code")  # of path-star graphs no text is known
 
 
 def real_cells(lab, seed):
-    """The recipes from SmolLM2, with causal inputs and shift in all rows; and captions from AR weights of one's own."""
+    """The recipes from SmolLM2, shifted in all rows; and captions from AR weights of one's own."""
     own = dict(canvas=(48, 64), steps=1200, lr=lab.scale.lrs[2], origin=lab.pretrain("train_ar.py", seed), too_long="drop")
     smollm2 = {f"{task} SmolLM2": (task, dict(canvas=canvas, steps=steps, lr=3e-4, init_from="smollm2"))
                for task, (_, canvas, steps, _) in real.TASKS.items() if task in (real.SHORT, "en_fr", real.CODE)}
     for name, (task, flags) in ({"captions": ("en_fr", own)} | smollm2).items():
         tune = partial(lab.stage, data=task, seed=seed, **flags)
         yield lab.cell("AR", task, tune("train_ar.py"), f"{name}, greedy", batch_size=1)
-        yield from compared(lab, name, task, partial(tune, "train_diff.py"))
+        yield from compared(lab, name, task, partial(tune, "train_diff.py", inputs_attention="bidirectional"))

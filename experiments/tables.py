@@ -242,9 +242,8 @@ def decoders(lab, seed):
         steps = lab.scale.tasks[task][1] * (1 if process == "uniform" else 2)  # of one pass, not two
         stage = lab.tune(task, seed, steps=steps, process=process)
         for decoder in DECODERS[process]:
-            for n_steps in (2, 8, 32):
-                yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n_steps}", decoder=decoder, n_steps=n_steps,
-                               n_samples=1)
+            for n in (2, 8, 32):
+                yield lab.cell(f"{process}, {decoder}", task, stage, f"{task} {n}", decoder=decoder, n_steps=n, n_samples=1)
 
 
 TABLES = {  # name -> (cells of a seed, the row that others are compared with)

@@ -24,7 +24,7 @@ from data.tokenizer import load_tokenizer
 from engine import cli
 from engine.checkpoint import save_checkpoint
 from engine.cli import UserError
-from experiments import bench, cells, compare, plot, real, report, tables
+from experiments import bench, cells, compare, plot, real, recipes, report, tables
 
 TINY = tables.Scale(2, ("1x8x2", "1x16x2"), 4, 2, 2, dict.fromkeys(("translate", "qa", "code", "plan"), (8, 2)), (8, 8))
 ROOT = Path(reproduce.__file__).parent
@@ -104,8 +104,9 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     monkeypatch.setattr(cells, "call", call)
     monkeypatch.setattr(dataset, "PREPARED", tmp_path / "prepared")
     for folder, words in real.SOURCES.items():
-        with pytest.raises(UserError, match=f"no data/prepared/{folder}; python data/prepare.py {words} makes it"):
-            reproduce.main(["--what=real", *tiny])
+        for name in ("real", "recipes_real"):
+            with pytest.raises(UserError, match=f"no data/prepared/{folder}; python data/prepare.py {words} makes it"):
+                reproduce.main([f"--what={name}", *tiny])
         (tmp_path / "prepared" / folder).mkdir(parents=True)
     monkeypatch.setattr(real, "write_data", lambda lab: None)  # that needs a tokenizer of 93 MB
     monkeypatch.setattr(cells.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 50))  # for weights that are not made
@@ -113,7 +114,8 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
     pictures = {path.name for path in (tmp_path / "r/demo").glob("*.png")}
     assert {"curves_translate.png", "curves_code.png", "decoders_code.png", "real_squad_short.png",
-            "real_seconds_squad_short.png", "real_code_line_middle.png"} <= pictures
+            "real_seconds_squad_short.png", "real_code_line_middle.png", "recipes_seconds_code.png", "recipes_evaluations_qa.png",
+            "recipes_real_seconds_captions.png", "recipes_real_seconds_squad_short SmolLM2.png"} <= pictures
     for name, (function, reference) in tables.TABLES.items():
         assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
 
@@ -175,10 +177,32 @@ def test_the_scale_of_the_paper_has_its_numbers():
     assert {task: steps for task, (_, steps) in paper.tasks.items()} == {"wmt14": 500_000, "squad": 250_000, "mbpp": 5_000}
 
 
-@pytest.mark.parametrize("what, tables_of_it", [("all", {"table1", "figure3"}), ("all,real", {"real"}), ("real,all", {"real"})])
+@pytest.mark.parametrize("what, tables_of_it", [("all", {"table1", "figure3"}), ("all,real", {"real"}), ("real,all", {"real"}),
+                                                  ("all,recipes_real", {"recipes_real"})])
 def test_all_is_all_but_what_wants_a_download_which_may_be_said_too(what, tables_of_it):
     names = reproduce.chosen(reproduce.Config(scale="cpu", what=what))
-    assert tables_of_it <= set(names) and ("real" in names) == ("real" in what) and len(names) == len(set(names))
+    assert tables_of_it <= set(names) and len(names) == len(set(names))
+    assert {name for name in names if "real" in name} == {name for name in what.split(",") if "real" in name}
+
+
+def test_a_recipe_costs_what_its_row_says_and_starts_where_ar_does(tmp_path):
+    """Every recipe at the steps, and on code at the FLOPs, of the paper's; all from one AR model; one answer at a time."""
+    lab = tables.Lab(tables.SCALES["cpu"], tmp_path)
+    for make in (recipes.cells, recipes.real_cells):
+        found = list(make(lab, 0))
+        assert all(dict(cell.flags)["batch_size"] == 1 for cell in found)
+        for task in {cell.column.split(",")[0] for cell in found}:
+            stages = {cell.row: cell.stage for cell in found if cell.column.split(",")[0] == task}
+            usual, alone = stages["the paper's"], {row for row in stages if row in recipes.RECIPES}
+            assert alone == set(recipes.RECIPES) and len({stages[row].key for row in alone}) == len(alone)
+            assert {stages[row].flag("steps") for row in alone} == {usual.flag("steps")}
+            equal = {row for row in stages if "equal FLOPs" in row}
+            assert all(abs(stages[row].work / usual.work - 1) < 0.01 for row in equal)
+            assert {row.removesuffix(", equal FLOPs") for row in equal} == (
+                {row for row in alone if stages[row].work != usual.work} if task == "code" else set())
+            origins = {(stages[row].origin and stages[row].origin.key, stages[row].flag("init_from")) for row in alone}
+            ar = stages["AR"]
+            assert origins == {(ar.key, None) if task == "plan" else (ar.origin and ar.origin.key, ar.flag("init_from"))}
 
 
 def test_a_dry_run_tells_the_work_and_does_none(tiny, monkeypatch, tmp_path, capsys):
