@@ -40,7 +40,7 @@ def cells(lab, seed):
 def real_cells(lab, seed):
     """The recipes from SmolLM2, shifted in all rows; and captions from AR weights of one's own."""
     own = dict(canvas=(48, 64), steps=1200, lr=lab.scale.lrs[2], origin=lab.pretrain("train_ar.py", seed), too_long="drop")
-    smollm2 = {f"{task} SmolLM2": (task, dict(canvas=canvas, steps=steps, lr=3e-4, init_from="smollm2"))
+    smollm2 = {f"{task}_smollm2": (task, dict(canvas=canvas, steps=steps, lr=3e-4, init_from="smollm2"))
                for task, (_, canvas, steps, _) in real.TASKS.items() if task in (real.SHORT, "en_fr", real.CODE)}
     for name, (task, flags) in ({"captions": ("en_fr", own)} | smollm2).items():
         tune = partial(lab.stage, data=task, seed=seed, **flags)

@@ -114,8 +114,9 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
     assert set(found) == set(tables.TABLES) and all(table["entries"] for table in found.values())
     pictures = {path.name for path in (tmp_path / "r/demo").glob("*.png")}
     assert {"curves_translate.png", "curves_code.png", "decoders_code.png", "real_squad_short.png",
-            "real_seconds_squad_short.png", "real_code_line_middle.png", "recipes_seconds_code.png", "recipes_evaluations_qa.png",
-            "recipes_real_seconds_captions.png", "recipes_real_seconds_squad_short SmolLM2.png"} <= pictures
+            "real_seconds_squad_short.png", "real_code_line_middle.png", "recipes_seconds_code.png",
+            "recipes_evaluations_qa.png", "recipes_real_seconds_captions.png", "recipes_real_seconds_squad_short_smollm2.png",
+            } <= pictures
     for name, (function, reference) in tables.TABLES.items():
         assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
 
