@@ -12,7 +12,7 @@ RECIPES = {  # row -> flags of train_diff.py, beside the paper's
     "+ all three": {"self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"},
     "DiffusionGemma's": {"n_unroll": 1, "self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"}}
 FEW = {"10 steps": {"n_samples": 1}, "entropy, cool": {"decoder": "entropy", "temperature": 0.4, "last_temperature": 0.2}}
-MANY = FEW | {"10 steps x 8": {}, "entropy": {"decoder": "entropy"}}
+MANY = FEW | {"10 steps x 8 samples": {}, "entropy": {"decoder": "entropy"}}
 
 
 def compared(lab, name, task, tune, whole=False):

@@ -117,6 +117,7 @@ def test_every_table_can_be_run(tiny, monkeypatch, tmp_path):
             "real_seconds_squad_short.png", "real_code_line_middle.png", "recipes_seconds_code.png",
             "recipes_evaluations_qa.png", "recipes_real_seconds_captions.png", "recipes_real_seconds_squad_short_smollm2.png",
             } <= pictures
+    assert {name.split("_")[1] for name in pictures if name.startswith("recipes_")} == {"evaluations", "seconds", "real"}
     for name, (function, reference) in tables.TABLES.items():
         assert function.__doc__ and reference in {e["row"] for e in found[name]["entries"]}, name
 
