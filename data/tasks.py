@@ -26,7 +26,7 @@ TASKS = {  # -> meta.json; input_len, target_len: canvas in tokens of `bpe`, EOS
 SPLITS = ("train", "valid", "test")
 LANGUAGES = {"en": "English", "fr": "French", "de": "German"}
 EXAMPLE = {"input": TEXT, "target": TEXT, "setup?": TEXT, "references?": TEXTS, "tests?": TEXTS}
-ARTICLE, PASSAGE = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}
+ARTICLE, PASSAGE = {"paragraphs": LIST}, {"context": TEXT, "qas": LIST}  # these four: of original files
 QUESTION, ANSWER = {"question": TEXT, "answers": LIST}, {"text": TEXT}
 RECORD = {"task_id": integer(), "text": TEXT, "code": TEXT, "test_list": TEXTS, "test_setup_code": TEXT}
 

@@ -27,14 +27,14 @@ def compared(lab, name, task, tune, whole=False):
 
 
 def cells(lab, seed):
-    """The paper's recipe, DiffusionGemma's ingredients alone and together, from AR weights of one's own."""
+    """The paper's recipe, DiffusionGemma's ingredients alone and together, from AR weights: of text, or of plan itself."""
     for task in [task for task in ("code", "plan", "qa") if task in lab.scale.tasks] or lab.tasks:
         steps, tune = lab.scale.tasks[task][1], partial(lab.tune, task, seed, **{"batch_size": 16} if task == "plan" else {})
         ar = tune(script="train_ar.py", steps=2 * steps) if task == "plan" else lab.pretrain("train_ar.py", seed)
         yield lab.cell("AR", task, ar if task == "plan" else tune(ar, "train_ar.py"), f"{task}, greedy", batch_size=1)
         if task == "code":  # does diffusion come nearer where both learn for longer?
             yield lab.cell("AR, 4 x steps", task, tune(ar, "train_ar.py", 4 * steps), f"{task}, greedy", batch_size=1)
-        yield from compared(lab, task, task, partial(tune, ar), whole=task == "code")  # of path-star graphs no text is known
+        yield from compared(lab, task, task, partial(tune, ar), whole=task == "code")
 
 
 def real_cells(lab, seed):
