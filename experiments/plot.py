@@ -1,7 +1,6 @@
 """Learning curves of one or more runs, from their metrics.jsonl, on the terminal and as a picture.
 
-    python experiments/plot.py out/ar2diff_code,out/diff_code
-    python experiments/plot.py out/ar,out/diff --out=curves.png
+    python experiments/plot.py out/ar2diff_code,out/diff_code --out=curves.png
 """
 import sys
 from dataclasses import dataclass

@@ -12,10 +12,11 @@ RECIPES = {  # row -> flags of train_diff.py, beside the paper's
     "+ all three": {"self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"},
     "DiffusionGemma's": {"n_unroll": 1, "self_condition": 0.5, "ar_weight": 1.0, "inputs_attention": "causal"}}
 FEW = {"10 steps": {"n_samples": 1}, "entropy, cool": {"decoder": "entropy", "temperature": 0.4, "last_temperature": 0.2}}
+QUICK = {"n_examples": 60, "dtype": "bfloat16"}  # of SmolLM2: `entropy` writes an answer in four seconds
 MANY = FEW | {"10 steps x 8 samples": {}, "entropy": {"decoder": "entropy"}}
 
 
-def compared(lab, name, task, tune, whole=False):
+def compared(lab, name, task, tune, whole=False, **shared):
     """Cells of all recipes; tune(**flags) is a fine-tuning. whole: at equal FLOPs, too, and more steps; more ways to decode."""
     steps, work = tune().flag("steps"), tune().work
     for row, flags in RECIPES.items():
@@ -23,7 +24,7 @@ def compared(lab, name, task, tune, whole=False):
         for label, n in ((row, steps), *[(f"{row}, equal FLOPs", equal)] * (whole and equal != steps),
                          *[(f"{row}, 4 x steps", 4 * steps)] * (whole and row == "+ AR loss")):
             for way, options in (MANY if whole and n == steps else FEW).items():
-                yield lab.cell(label, task, tune(**flags, steps=n), f"{name}, {way}", batch_size=1, **options)
+                yield lab.cell(label, task, tune(**flags, steps=n), f"{name}, {way}", batch_size=1, **shared, **options)
 
 
 def cells(lab, seed):
@@ -38,11 +39,11 @@ def cells(lab, seed):
 
 
 def real_cells(lab, seed):
-    """The recipes from SmolLM2, shifted in all rows; and captions from AR weights of one's own."""
+    """The recipes from SmolLM2, shifted in all rows, 480 examples; and captions from AR weights of one's own."""
     own = dict(canvas=(48, 64), steps=1200, lr=lab.scale.lrs[2], origin=lab.pretrain("train_ar.py", seed), too_long="drop")
-    smollm2 = {f"{task}_smollm2": (task, dict(canvas=canvas, steps=steps, lr=3e-4, init_from="smollm2"))
-               for task, (_, canvas, steps, _) in real.TASKS.items() if task in (real.SHORT, "en_fr", real.CODE)}
+    smollm2 = {f"{task}_smollm2": (task, dict(canvas=real.TASKS[task][1], steps=60, lr=3e-4, init_from="smollm2"))
+               for task in (real.SHORT, "en_fr", real.CODE)}
     for name, (task, flags) in ({"captions": ("en_fr", own)} | smollm2).items():
-        tune = partial(lab.stage, data=task, seed=seed, **flags)
-        yield lab.cell("AR", task, tune("train_ar.py"), f"{name}, greedy", batch_size=1)
-        yield from compared(lab, name, task, partial(tune, "train_diff.py", inputs_attention="bidirectional"))
+        tune, shared = partial(lab.stage, data=task, seed=seed, **flags), QUICK if "init_from" in flags else {}
+        yield lab.cell("AR", task, tune("train_ar.py"), f"{name}, greedy", batch_size=1, **shared)
+        yield from compared(lab, name, task, partial(tune, "train_diff.py", inputs_attention="bidirectional"), **shared)
