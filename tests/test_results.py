@@ -514,7 +514,7 @@ def test_figure3_measures_once_and_shows_seconds(tmp_path, monkeypatch, capsys):
         "| 5 steps | 0.160 | 0.320 |  |  |  |  |"]
 
 
-@pytest.mark.parametrize("name", ["figure3", "knobs", "real", "recipes", "table2"])
+@pytest.mark.parametrize("name", ["figure3", "knobs", "real", "recipes", "recipes_real", "table2"])
 def test_the_tables_in_results_can_be_drawn_again_from_their_own_files(name, tmp_path):
     shutil.copytree(ROOT / "results/cpu", tmp_path / "cpu")
     (tmp_path / f"cpu/{name}.md").unlink()
