@@ -2,7 +2,6 @@
 
     python reproduce.py --scale=demo --what=table2
     python reproduce.py --scale=cpu --what=all --allow_code_execution       # code tasks run the models' programs
-    python reproduce.py --scale=gpu --what=table2 --dry_run                 # the plan, with FLOPs and minutes
     python reproduce.py --scale=cpu --what=all --draw                       # tables and pictures again, from what is known
 
 What is done is kept in OUT/SCALE and never done twice: stop it at any time, start it again, let several work on it. Experiments

@@ -2,12 +2,14 @@
 
     python train_diff.py --data=text --init_from=out/ar --ar_weight=0.5 --steps=200 --out_dir=out/guided
 
-The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more. Several noised canvases behind each encoded input:
-where inputs are long, three more cost less than the first. Validation is the loss of the process alone.
+The AR loss beside that of diffusion (NBDiff, arXiv 2512.06776): a pass more, and unless --inputs_attention=causal the inputs
+once more. Several noised canvases behind each encoded input: where inputs are long, three more cost less than the first.
+Validation is the loss of the process alone.
 """
 import copy
 import math
 from dataclasses import dataclass
+from functools import cache
 
 from autoregressive import Autoregressive
 from engine.cli import check
@@ -30,12 +32,13 @@ class Guide:
         """Return the Losses of the process, plus what the weights ask for."""
         weight, n = self.config.ar_weight, self.config.n_draws
         many = batch._replace(targets=batch.targets.repeat_interleave(n, dim=0))
-        several = copy.copy(model)  # the same weights; an encoding serves n canvases
-        several.encode = lambda *inputs: model.encode(*inputs).repeat(n)
+        once, several = copy.copy(model), copy.copy(model)  # the same weights; an encoding serves both losses and n canvases
+        once.encode = cache(model.encode)
+        several.encode = lambda *inputs: once.encode(*inputs).repeat(n)
         losses = self.process.loss(several, many, rng.split(n) if n > 1 else rng, token_loss)
         if not weight:
             return losses
-        return losses._replace(total=losses.total + weight * self.ar.loss(model, batch, rng, token_loss).total)
+        return losses._replace(total=losses.total + weight * self.ar.loss(once, batch, rng, token_loss).total)
 
 
 def new_guide(config, process, ar):

@@ -99,8 +99,7 @@ def lines(path):
     """Yield (line number, line) of a UTF-8 text file: plain, .gz or .xz. Raises UserError with file and line."""
     path, number = Path(path), 0
     try:
-        # A file opened for bytes ends lines at \n alone. str.splitlines() also ends them at U+2028 or U+0085, which occur
-        # inside sentences: from there on, line i of two parallel files would no longer be a pair.
+        # For bytes lines end at \n alone. str.splitlines() also ends them at U+2028, inside sentences: pairs would shift.
         with OPEN.get(path.suffix, open)(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 mark = "\ufeff" * (number > 1 and line.startswith(codecs.BOM_UTF8))  # only the first is not of the text

@@ -199,9 +199,8 @@ def _code(seed, split, index, rng):
 
 
 # --- plan: the way through a path-star graph (arXiv 2403.06963). From a start two arms lead to two ends; all edges are given in
-# random order, then the start and one end; the answer is the arm that leads there, node by node. A model that writes from left
-# to right must choose the arm with its first node: it guesses, unless it looks all the way back from the end. Every later node
-# is but a step along an edge: "k w, a d, d t, g a, r k, g r, ... from g to p" -> "g a d t p" ---
+# random order, then the start and one end; the answer is the arm that leads there: "k w, a d, d t, g a, ... from g to p" ->
+# "g a d t p". Who writes from left to right must choose the arm with the first node, all others are but steps along an edge ---
 
 NODES = "abcdefghijklmnoprstvwxyz"  # a letter behind a space is one token of `bpe`: all but q and u
 ARM = 4  # nodes behind the start

@@ -24,9 +24,8 @@ MOST_SPACES = 900_000  # in a row, for a pattern that looks ahead: with a millio
 # 2.2), 107 books in English (4.4), training captions of Multi30k (en 1.8, fr 2.1, de 0.5): data/train_bpe.py at 987c4fc.
 SHIPPED = Path(__file__).parent / "bpe4k.tiktoken"
 
-# Text is split into pieces by the first alternative that matches; merges never cross the border of a piece.
-# No alternative looks ahead (linear time on any input), and none takes a newline after anything else, so a text may be cut
-# before the first of some newlines without changing its tokens: data/prepare.py relies on that.
+# Text is split into pieces by the first alternative that matches; merges never cross the border of a piece. None looks ahead
+# (linear time), none takes a newline after anything else: a text may be cut before a newline, as data/text.py does.
 PATTERN = "|".join([
     r"[\r\n]+[ \t]*",                          # line ends with the indentation that follows: Python's blocks in one token
     r" ?\p{L}['’]",                            # d'une, l'homme, I'm; also f'...' and r'...' of Python

@@ -1,7 +1,6 @@
 """How fast does each way of decoding write here, beside AR with its cache? One command, one table, one JSON file.
 
     python experiments/bench.py                                     # a laptop, some minutes
-    python experiments/bench.py --size=6x384x6 --dtype=bfloat16
     python experiments/bench.py --size=base --vocab_size=50368 --input_len=512 --lengths=512 --dtype=bfloat16
 
 Every ratio is of runs that took turns in this process, one text at a time: the median over --rounds, with the quartiles (low,
@@ -116,8 +115,7 @@ def main(argv=None):
         print(f"{what:24s}" + "".join(f"{value:12.5g}" for value in values), flush=True)
         rows.append(row)
     if config.out:
-        facts = {"config": vars(config), "torch": torch.__version__, "device": machine, "decoding": rows}
-        write_json(config.out, facts, "out")
+        write_json(config.out, {"config": vars(config), "torch": torch.__version__, "device": machine, "decoding": rows}, "out")
 
 
 def figure3(folder, lab, draw, refresh=False):

@@ -61,9 +61,12 @@ class Stage(NamedTuple):
     def work(self):
         """FLOPs of this stage, without those of its origin: three times those of its forward passes."""
         uniform = self.script == "train_diff.py" and self.flag("process", "uniform") == "uniform"
-        told = 1 / 3 * (self.flag("n_unroll", 2) == 1 and self.flag("self_condition", 0) > 0)  # a pass without a gradient
-        passes = self.flag("n_draws", 1) * (self.flag("n_unroll", 2) + told if uniform else 1) + (self.flag("ar_weight", 0) > 0)
-        forward = flops(self.shape, self.flag("input_len"), passes * self.flag("target_len"))
+        n, ar, told = self.flag("n_draws", 1), self.flag("ar_weight", 0) > 0, uniform and self.flag("self_condition", 0) > 0
+        unroll, T, C = self.flag("n_unroll", 2) if uniform else 1, self.flag("target_len"), self.shape["width"]
+        passes = n * (unroll + told * (unroll == 1) / 3) + ar  # one that only tells has no gradient, nor has a belief
+        believing = told * n * 2 * C * (self.shape["vocab_size"] / 3 + 3 * C)  # for a token
+        reads = 1 + (ar and self.flag("inputs_attention", "bidirectional") != "causal")  # AR's inputs see no later ones
+        forward = flops(self.shape, reads * self.flag("input_len"), passes * T) + believing * T
         return 3 * forward * self.flag("batch_size") * self.flag("steps")
 
     @property

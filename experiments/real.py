@@ -12,7 +12,8 @@ from engine.files import write_json
 SHORT, CODE, TEXT = "squad_short", "code_line", "text_smollm2"
 TASKS = {  # name -> (what it is made of, canvas in SmolLM2's tokens, steps, n_draws)
     SHORT: ("squad", (80, 12), 60, 4), "squad_whole": ("squad", (384, 24), 60, 4), "en_fr": ("multi30k", (32, 48), 120, 4),
-    "en_de": ("multi30k_de", (32, 48), 120, 4), CODE: ("code", (24, 32), 240, 1)}
+    "en_de": ("multi30k_de", (32, 48), 120, 4), CODE: ("code", (24, 32), 240, 1),
+    "plan_line": ("plan", (27, 8), 60, 1), "en_fr_short": ("multi30k", (16, 24), 60, 1)}  # of the recipes alone
 SOURCES = {  # prepared folder -> words for data/prepare.py that make it
     "squad": "squad", "multi30k": "multi30k", "multi30k_de": "multi30k --langs=en-de --out=data/prepared/multi30k_de"}
 METHODS = {  # row -> flags of its fine-tuning
@@ -53,7 +54,7 @@ def cells(lab, seed):
     if seed == 0:
         yield from (cell(SHORT, "absorbing, shift", name=f"absorbing, shift, {name}", **flags) for name, flags in KNOBS.items())
         yield from (cell(SHORT, row, steps) for steps in (20, 140) for row in MAIN)
-        yield from (cell(task, row) for task in [*TASKS][1:] for row in MAIN)
+        yield from (cell(task, row) for task in ("squad_whole", "en_fr", "en_de", CODE) for row in MAIN)
         yield cell("en_fr", "absorbing, shift", name="absorbing, shift, one draw", **KNOBS["one draw"])
         yield from (cell("squad_whole", row, steps) for row, steps in (("AR", 180), ("AR", 480), ("absorbing, shift", 180)))
 
@@ -61,7 +62,7 @@ def cells(lab, seed):
 def write_data(lab):
     """Write the tasks as the lab's, with those of their examples that fit, and the text that SmolLM2 goes on with."""
     tokenizer = load_tokenizer("smollm2")
-    for out, *words in ((TEXT, "text", "--tokenizer=smollm2"), ("code", "code")):
+    for out, *words in ((TEXT, "text", "--tokenizer=smollm2"), ("code", "code"), ("plan", "plan")):
         if not (lab.folder / out).exists():
             prepare.main([*words, f"--out={lab.folder / out}"])
     for task, (source, canvas, *_) in TASKS.items():

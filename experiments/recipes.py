@@ -17,11 +17,11 @@ MANY = FEW | {"10 steps x 8 samples": {}, "entropy": {"decoder": "entropy"}}
 
 
 def compared(lab, name, task, tune, whole=False, **shared):
-    """Cells of all recipes; tune(**flags) is a fine-tuning. whole: at equal FLOPs, too, and more steps; more ways to decode."""
+    """Cells of all recipes, at equal steps and at equal FLOPs; tune(**flags) is a fine-tuning. whole: at more steps, too."""
     steps, work = tune().flag("steps"), tune().work
     for row, flags in RECIPES.items():
         equal = round(steps * work / tune(**flags).work)
-        for label, n in ((row, steps), *[(f"{row}, equal FLOPs", equal)] * (whole and equal != steps),
+        for label, n in ((row, steps), *[(f"{row}, equal FLOPs", equal)] * (abs(equal / steps - 1) > 0.05),
                          *[(f"{row}, 4 x steps", 4 * steps)] * (whole and row == "+ AR loss")):
             for way, options in (MANY if whole and n == steps else FEW).items():
                 yield lab.cell(label, task, tune(**flags, steps=n), f"{name}, {way}", batch_size=1, **shared, **options)
@@ -42,7 +42,7 @@ def real_cells(lab, seed):
     """The recipes from SmolLM2, shifted in all rows, 480 examples; and captions from AR weights of one's own."""
     own = dict(canvas=(48, 64), steps=1200, lr=lab.scale.lrs[2], origin=lab.pretrain("train_ar.py", seed), too_long="drop")
     smollm2 = {f"{task}_smollm2": (task, dict(canvas=real.TASKS[task][1], steps=60, lr=3e-4, init_from="smollm2"))
-               for task in (real.SHORT, "en_fr", real.CODE)}
+               for task in (real.SHORT, real.CODE, "plan_line", "en_fr_short")}
     for name, (task, flags) in ({"captions": ("en_fr", own)} | smollm2).items():
         tune, shared = partial(lab.stage, data=task, seed=seed, **flags), QUICK if "init_from" in flags else {}
         yield lab.cell("AR", task, tune("train_ar.py"), f"{name}, greedy", batch_size=1, **shared)

@@ -93,6 +93,23 @@ def test_the_ar_loss_is_added_with_its_weight_and_the_log_shows_the_diffusion_lo
     assert torch.equal(guided.per_sequence, plain.per_sequence) and torch.equal(guided.t, plain.t)
 
 
+@pytest.mark.parametrize("attention, encodings", [("causal", 1), ("bidirectional", 2)])
+@every_process
+def test_inputs_that_both_losses_read_alike_are_encoded_once_and_teach_what_two_encodings_would(process, attention, encodings,
+                                                                                                 monkeypatch):
+    process = replace(process, inputs_attention=attention)
+    model, batch = tiny_model(vector_width=width_of(process)), ragged_batch()
+    (process.loss(model, batch, train_noise(batch)).total + 0.5 * AR.loss(model, batch, None).total).backward()
+    apart = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    calls, encode = [], model.encode
+    monkeypatch.setattr(model, "encode", lambda *inputs: (calls.append(inputs), encode(*inputs))[1])
+    for n in (1, 2):  # both of one size of batch: nothing is kept from one step to the next
+        guide(process, ar_weight=0.5, n_draws=n).loss(model, batch, train_noise(batch), cross_entropy).total.backward()
+        assert len(calls) == n * encodings
+        assert n > 1 or all((p.grad - g).abs().max() < 1e-5 for p, g in zip(model.parameters(), apart))
+
+
 @every_process
 def test_every_help_trains_from_the_command_line_and_is_recorded(process, train, ar_run, tmp_path):
     flags = [f"--init_from={ar_run.folder}", f"--process={process.name}", *FEW]
