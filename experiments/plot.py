@@ -54,7 +54,7 @@ def picture(curves, path, xlabel="step", ylabel="", **axes):
         axis.errorbar(*zip(*points), label=name, marker="o", markersize=3, capsize=2)
     axis.set(xlabel=xlabel, ylabel=ylabel, **axes)
     xs = sorted({x for points in curves.values() for x, *_ in points})
-    if axes.get("xscale") == "log" and len(xs) < 10:  # its own ticks would be powers of ten
+    if axes.get("xscale") == "log" and len(xs) < 10 and all(x % 1 == 0 for x in xs):  # else powers of ten
         axis.set_xticks(xs, [f"{x:g}" for x in xs])
         axis.minorticks_off()
     axis.grid(alpha=0.3)

@@ -185,12 +185,16 @@ def test_a_reader_who_leaves_early_ends_a_script_in_silence(ar_run, tmp_path):
 def test_a_script_stopped_while_it_starts_ends_within_seconds(number, tmp_path):
     for delay in (0.15, 0.3, 0.8, 1.5):  # before that Python itself starts, and may exit with 1 (init_import_site)
         process = subprocess.Popen([sys.executable, str(ROOT / "data/prepare.py"), "text", f"--out={tmp_path / 'out'}"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                                   stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         time.sleep(delay)
         start = time.monotonic()
         process.send_signal(number)
-        assert process.wait(timeout=5) in (-number, 128 + number) and time.monotonic() - start < 5
+        told, code = process.communicate(timeout=5)[1], process.returncode
+        # While PyTorch loads, its C++ may abort on a KeyboardInterrupt (about 1 time in 150): no code of ours can catch that.
+        aborted = code == -signal.SIGABRT and b"'pybind11::error_already_set'\n  what():  KeyboardInterrupt" in told
+        assert code in (-number, 128 + number) or aborted, (code, told)
+        assert time.monotonic() - start < 5
         assert not list(tmp_path.iterdir())
 
 

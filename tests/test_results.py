@@ -486,6 +486,22 @@ def test_the_terminal_plot_puts_every_point_where_it_belongs():
     assert lines[-1] == "o a   x b" and plot.terminal({"flat": [(1, 5.0)]}, 5, 2)
 
 
+@pytest.mark.parametrize("xs", [(20, 60, 180), (8.83, 10, 19.07, 19.67, 19.72), (0.31, 0.52, 1.04)])
+def test_ticks_stand_at_few_whole_numbers_alone_so_that_no_two_overlap(xs, tmp_path, monkeypatch):
+    def look(figure, *_, **__):
+        figure.canvas.draw()
+        axis = figure.axes[0].xaxis
+        boxes = [t.get_window_extent() for t in [*axis.get_ticklabels(), *axis.get_minorticklabels()] if t.get_text()]
+        left, right = figure.axes[0].bbox.intervalx
+        boxes = sorted((box.x0, box.x1) for box in boxes if box.width and left <= (box.x0 + box.x1) / 2 <= right)
+        assert len(boxes) > 1 and all(end <= start for (_, end), (start, _) in zip(boxes, boxes[1:])), boxes
+        assert xs != (20, 60, 180) or [*axis.get_majorticklocs()] == [*xs]
+        tmp_path.joinpath("seen").touch()
+    monkeypatch.setattr(Figure, "savefig", look)
+    plot.picture({"a": [(x, 1.0, 0.1) for x in xs]}, tmp_path / "x.png", xscale="log")
+    assert (tmp_path / "seen").exists()
+
+
 @pytest.mark.parametrize("flags, message", [
     (["nowhere"], "cannot read nowhere.metrics.jsonl; name the out_dir"), (["{run},{run}"], "each once"),
     (["{run}", "--out=nowhere/x.png"], "cannot write --out="), (["{run}", "--out=x"], "must end in .png")])
