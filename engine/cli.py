@@ -47,8 +47,9 @@ def _kind(field):
 
 def _help_texts(cls):
     """Return {field name: trailing comment} from the source of a dataclass and its parents."""
-    return {name: text.replace("%", "%%") for parent in reversed(cls.__mro__[:-1])
-            for name, text in re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", inspect.getsource(parent), re.MULTILINE)}
+    return {name: text.replace("%", "%%") for c in reversed(cls.__mro__[:-1])  # a class alone would ast.parse: bad on Ctrl-C
+            for block in re.findall(rf"(?ms)^class {c.__name__}\b.*?(?=^\S|\Z)", inspect.getsource(inspect.getmodule(c)))
+            for name, text in re.findall(r"^    (\w+):[^#\n]*#\s*(.*)$", block, re.MULTILINE)}
 
 
 def parse(cls, argv=None):
@@ -60,8 +61,7 @@ def parse(cls, argv=None):
                      description=sys.modules[cls.__module__].__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts, bools = _help_texts(cls), []
     for field in dataclasses.fields(cls):
-        positional = field.default is dataclasses.MISSING
-        default = None if positional else field.default
+        positional, default = (True, None) if field.default is dataclasses.MISSING else (False, field.default)
         more = {"nargs": "?", "metavar": "true"} if _kind(field) is _bool else {}
         bools += [f"--{field.name}"] * bool(more)
         parser.add_argument(field.name if positional else f"--{field.name}", type=_kind(field), default=default, **more,

@@ -1,4 +1,5 @@
 """engine/cli.py: words of a command line become typed fields, and every mistake becomes one line that helps."""
+import ast
 import dataclasses
 import io
 import subprocess
@@ -130,6 +131,12 @@ def test_every_flag_of_every_script_explains_itself(script, capsys):
     assert len(capsys.readouterr().out.splitlines()) > 10
     texts = cli._help_texts(script.Config)
     assert [field.name for field in dataclasses.fields(script.Config) if not texts.get(field.name)] == []
+
+
+def test_flags_are_read_without_ast_parse_which_may_answer_ctrl_c_by_a_SystemError(monkeypatch):
+    monkeypatch.setattr(ast, "parse", lambda *_, **__: pytest.fail("Python 3.11 loses a KeyboardInterrupt there"))
+    for script in SCRIPTS:
+        assert cli._help_texts(script.Config)
 
 
 def test_a_wrong_name_is_answered_by_the_choices_and_the_nearest():
