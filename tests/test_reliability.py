@@ -191,7 +191,7 @@ def test_a_script_stopped_while_it_starts_ends_within_seconds(number, tmp_path):
         start = time.monotonic()
         process.send_signal(number)
         told, code = process.communicate(timeout=5)[1], process.returncode
-        # While PyTorch loads, its C++ may abort on a KeyboardInterrupt (about 1 time in 150): no code of ours can catch that.
+        # While PyTorch loads, its C++ may abort on a KeyboardInterrupt (1 of 150 tries); main() has not begun then.
         aborted = code == -signal.SIGABRT and b"'pybind11::error_already_set'\n  what():  KeyboardInterrupt" in told
         assert code in (-number, 128 + number) or aborted, (code, told)
         assert time.monotonic() - start < 5
